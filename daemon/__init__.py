@@ -1,0 +1,1 @@
+"""All that runs for long: sources, sinks, flow, workers, ledger, control and service."""

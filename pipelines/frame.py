@@ -1,0 +1,112 @@
+"""A frame: what a source hands over and a pipeline reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from grainwatch.messages import AnyMessage, FrameKey
+
+
+class BadFrame(ValueError):
+    """A frame that cannot be read or analysed; the message says which and why."""
+
+
+class Image(Protocol):
+    """Pixels that may still be compressed."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of a pixel, in native byte order."""
+        ...
+
+    def array(self) -> npt.NDArray[Any]:
+        """Return the pixels [row, column]; decompression happens here, once a call.
+
+        Raises
+        ------
+        BadFrame
+            If the data do not decode to `shape` and `dtype`.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PlainImage:
+    """Pixels that are already an array, (rows, columns)."""
+
+    pixels: npt.NDArray[Any]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        rows, columns = self.pixels.shape
+        return int(rows), int(columns)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of a pixel."""
+        return self.pixels.dtype
+
+    def array(self) -> npt.NDArray[Any]:
+        """Return the pixels."""
+        return self.pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One image of one detector channel. Immutable.
+
+    Attributes
+    ----------
+    key : FrameKey
+        (source, series_uid, frame, channel).
+    image : Image
+    acquired, received : float
+        UTC seconds; `acquired` is 0 where the instrument gave none.
+    grid_index, position_um : tuple, optional
+        Where in the scan; from the metadata or from the configured grid.
+    metadata : mapping
+        Exposure, detector, file name: whatever the source knows, plain values.
+    """
+
+    key: FrameKey
+    image: Image
+    acquired: float = 0.0
+    received: float = 0.0
+    grid_index: tuple[int, ...] | None = None
+    position_um: tuple[float, ...] | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a frame could not be analysed, in words for an operator."""
+
+    key: FrameKey
+    reason: str
+
+
+class Pipeline(Protocol):
+    """An analysis: pure, one instance a worker.
+
+    `process` answers every frame, in order, by a message or by a `Failure`; it never raises for
+    what is in a frame.
+    """
+
+    def warm(self) -> None:
+        """Do now what the first frame would otherwise wait for."""
+        ...
+
+    def process(self, frames: Sequence[Frame]) -> list[AnyMessage | Failure]:
+        """Analyse a batch of frames."""
+        ...

@@ -1,0 +1,1 @@
+"""White-beam Laue: from a frame to crystals with orientation, strain and a score."""
