@@ -54,7 +54,7 @@ class ArrayData(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         expected = int(np.prod(self.shape, dtype=np.int64)) * dtype.itemsize
         if expected != len(self.data):
             raise ValueError(
-                f"array of dtype {self.dtype} and shape {self.shape} needs {expected} bytes, has {len(self.data)}"
+                f"array of {self.dtype} and shape {self.shape} needs {expected} bytes, has {len(self.data)}"
             )
         return np.frombuffer(self.data, dtype=dtype).reshape(self.shape)
 
@@ -289,7 +289,7 @@ AnyMessage: TypeAlias = LaueResult | MapUpdate | Health
 MESSAGES: tuple[type[LaueResult] | type[MapUpdate] | type[Health], ...] = (LaueResult, MapUpdate, Health)
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(AnyMessage)
+_decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
 
 
 def encode(message: AnyMessage) -> bytes:

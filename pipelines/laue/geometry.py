@@ -109,7 +109,7 @@ class Calibration:
     @cached_property
     def back_projection(self) -> FloatArray:
         """Inverse of `projection`, (3, 3): u ~ P⁻¹ (X, Y, 1)."""
-        return np.linalg.inv(self.projection)
+        return np.asarray(np.linalg.inv(self.projection), dtype=np.float64)
 
     def pixels(self, u: npt.ArrayLike) -> FloatArray:
         """Return where beams hit the detector plane.

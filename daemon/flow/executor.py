@@ -1,0 +1,55 @@
+"""Where frames are computed: in this process, in local workers, elsewhere later.
+
+The flow knows this protocol alone; `daemon.flow.local` computes in the front process,
+`daemon.flow.workers` in spawned processes that share a memory ring with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from grainwatch.messages import AnyMessage
+from pipelines.frame import Failure, Frame
+
+Outcome: TypeAlias = AnyMessage | Failure
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorStatus:
+    """How it does: `alive` of `workers` processes, `restarts` since the start, `busy` batches."""
+
+    workers: int
+    alive: int
+    restarts: int
+    busy: int
+
+
+class Executor(Protocol):
+    """Computes batches of frames of a stream."""
+
+    def start(self) -> None:
+        """Start workers and warm the pipelines; returns when the first frame would not wait."""
+        ...
+
+    def free(self) -> int:
+        """Return how many more batches can be taken now without waiting."""
+        ...
+
+    def submit(self, stream: str, batch: Sequence[Frame]) -> Future[list[Outcome]]:
+        """Compute a batch: one outcome a frame, in order.
+
+        The future never raises for what is in a frame or for a worker that dies: the frames of a
+        dead worker run once more and then end as ``Failure("worker died ...")``.
+        """
+        ...
+
+    def status(self) -> ExecutorStatus:
+        """Return counters."""
+        ...
+
+    def close(self) -> None:
+        """Finish what runs and stop."""
+        ...

@@ -1,0 +1,93 @@
+"""What a source tells the flow. One module a wire format; it registers under ``grainwatch.sources``.
+
+A source module has a ``Config`` struct (a `grainwatch.config.Table`) and
+``open_source(config, stream) -> Source``. A source knows the instrument's numbers only; the
+daemon gives each series its uid, judges order and gaps, and keeps the accounts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+from pipelines.frame import Image
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesStart:
+    """A series begins.
+
+    `detector_series` is what the instrument calls it (number and unique id in one string).
+    `first_frame` is the number its frames start from; `n_frames` how many *numbers* will come
+    (None: unknown). `channels` are the names of the images in each message, ("",) for one.
+    """
+
+    detector_series: str
+    n_frames: int | None = None
+    first_frame: int = 0
+    channels: tuple[str, ...] = ("",)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One image of one channel. `position_um` and `metadata` when the message carries them."""
+
+    detector_series: str
+    frame: int
+    image: Image
+    channel: str = ""
+    acquired: float = 0.0
+    position_um: tuple[float, ...] | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """A message that arrived and cannot be used.
+
+    With `frame` (and `detector_series`) it fails that frame; without, it is counted as a failed
+    message of the stream. `reason` is written for an operator.
+    """
+
+    reason: str
+    detector_series: str | None = None
+    frame: int | None = None
+    channel: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesEnd:
+    """A series is over; frames that did not come by now are missing."""
+
+    detector_series: str
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Nothing came for a moment: lets the caller look at its stop flag."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exhausted:
+    """The source has no more to give (a replay that came to its end)."""
+
+
+Event: TypeAlias = SeriesStart | Arrival | Bad | SeriesEnd | Idle | Exhausted
+
+
+class Source(Protocol):
+    """A stream of events. Runs in a thread of its own; `events` yields `Idle` at least every 0.2 s."""
+
+    def events(self) -> Iterator[Event]:
+        """Yield what arrives until the source is closed or exhausted."""
+        ...
+
+    def describe(self) -> str:
+        """Say in a few words what it listens to, for the log and `status`."""
+        ...
+
+    def close(self) -> None:
+        """Release sockets and files. Called from the thread that iterated `events`."""
+        ...

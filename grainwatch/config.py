@@ -1,0 +1,180 @@
+"""The configuration of a daemon: one TOML file, every key with a type and a default.
+
+The tables of a plug-in (source, pipeline, sink) are checked against the plug-in's own ``Config``
+struct, so a new detector brings its keys with it. Errors name the key and what was expected.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import msgspec
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key and what was expected."""
+
+
+class Table(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """A table of the configuration: unknown keys are errors."""
+
+
+class DaemonTable(Table, frozen=True, kw_only=True):
+    """``[daemon]``: who it is and where it keeps things.
+
+    `state_dir` holds the ledger, `runtime_dir` the control socket; `workers` = 0 computes inside
+    the front process.
+    """
+
+    name: str = "grainwatch"
+    state_dir: str = "state"
+    runtime_dir: str = "run"
+    workers: int = 2
+
+
+class RingTable(Table, frozen=True, kw_only=True):
+    """``[ring]``: shared memory between the front process and the workers.
+
+    A slot holds one frame as it came, compressed; only the pages that frames touch cost memory.
+    """
+
+    slots: int = 16
+    slot_bytes: int = 32 * 1024 * 1024
+
+
+Policy = Literal["block", "drop-oldest", "drop-newest", "decimate"]
+
+
+class EdgeTable(Table, frozen=True, kw_only=True):
+    """A bounded edge: how many items it holds and what happens when it is full.
+
+    "block" waits (the detector's own buffer fills), "drop-oldest" and "drop-newest" drop and
+    count, "decimate" lets every `keep_every`-th frame through and blocks when full.
+    """
+
+    policy: Policy = "block"
+    depth: int = 64
+    keep_every: int = 1
+
+
+class ScanTable(Table, frozen=True, kw_only=True):
+    """``[streams.NAME.scan]``: the grid that the frames of a series walk over.
+
+    `shape` is (nx, ny[, nz]), x fastest; `snake` reverses every second line.
+    """
+
+    shape: tuple[int, ...]
+    step_um: tuple[float, ...] = ()
+    snake: bool = False
+
+
+class StreamTable(Table, frozen=True, kw_only=True):
+    """``[streams.NAME]``: a source, the pipeline its frames go through, and how they queue."""
+
+    source: dict[str, Any]
+    pipeline: dict[str, Any]
+    intake: EdgeTable = EdgeTable()
+    scan: ScanTable | None = None
+
+
+class Config(Table, frozen=True, kw_only=True):
+    """The whole file. `sinks` maps a sink's type to its table."""
+
+    streams: dict[str, StreamTable]
+    daemon: DaemonTable = DaemonTable()
+    ring: RingTable = RingTable()
+    sinks: dict[str, dict[str, Any]] = {}
+
+
+def read_config(path: Path) -> tuple[Config, str]:
+    """Read a configuration file.
+
+    Returns
+    -------
+    config : Config
+    config_hash : str
+        sha256 of the file's bytes, as results carry it.
+
+    Raises
+    ------
+    ConfigError
+        If the file is absent, is not TOML, or a key is unknown or of the wrong type.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        table = tomllib.loads(raw.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from error
+    config = convert(table, Config, str(path))
+    _check_values(config, str(path))
+    return config, hashlib.sha256(raw).hexdigest()
+
+
+def convert(table: dict[str, Any], kind: type[Any], where: str) -> Any:
+    """Check a table against a struct; `where` ("file: streams.laue.source") leads the error."""
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as error:
+        what, _, at = str(error).partition(" - at `")
+        key = at.rstrip("`").removeprefix("$").removeprefix(".")
+        raise ConfigError(f"{where}: {key + ': ' if key else ''}{what}") from error
+
+
+def load_plugin(group: str, name: str, where: str) -> ModuleType:
+    """Import the plug-in that the entry-point group ``grainwatch.<group>`` registers under `name`."""
+    found = {e.name: e for e in entry_points(group=f"grainwatch.{group}")}
+    if name not in found:
+        known = ", ".join(sorted(found)) or "none (is the full distribution installed?)"
+        raise ConfigError(f"{where}: {name!r} is not a known type; known: {known}")
+    module = found[name].load()
+    assert isinstance(module, ModuleType)
+    return module
+
+
+def plugin_config(group: str, table: dict[str, Any], where: str) -> tuple[ModuleType, Any]:
+    """Resolve a table with a ``type`` key: the plug-in's module and its checked ``Config``."""
+    name = table.get("type")
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: type: expected the name of a {group.removesuffix('s')}, as a string")
+    module = load_plugin(group, name, f"{where}.type")
+    rest = {k: v for k, v in table.items() if k != "type"}
+    return module, convert(rest, module.Config, where)
+
+
+def _check_values(config: Config, where: str) -> None:
+    checks = [
+        (config.daemon.workers >= 0, "daemon.workers: expected 0 or more"),
+        (config.ring.slots >= 2, "ring.slots: expected 2 or more"),
+        (config.ring.slot_bytes >= 4096, "ring.slot_bytes: expected 4096 or more"),
+        (bool(config.streams), "streams: expected at least one [streams.NAME] table"),
+    ]
+    for name, stream in config.streams.items():
+        at = f"streams.{name}"
+        checks += [
+            (name.replace("-", "").replace("_", "").isalnum(), f"{at}: a name of letters, digits, - and _"),
+            (stream.intake.depth >= 1, f"{at}.intake.depth: expected 1 or more"),
+            (stream.intake.keep_every >= 1, f"{at}.intake.keep_every: expected 1 or more"),
+        ]
+        if stream.scan is not None:
+            shape, step = stream.scan.shape, stream.scan.step_um
+            checks += [
+                (
+                    1 <= len(shape) <= 3 and min(shape, default=0) >= 1,
+                    f"{at}.scan.shape: expected 1 to 3 positive whole numbers, got {list(shape)}",
+                ),
+                (
+                    not step or len(step) == len(shape),
+                    f"{at}.scan.step_um: expected {len(shape)} numbers, one for each axis of shape",
+                ),
+            ]
+    for good, message in checks:
+        if not good:
+            raise ConfigError(f"{where}: {message}")
