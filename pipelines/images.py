@@ -1,0 +1,283 @@
+"""Images as they come off the wire: still compressed, decoded when the pixels are asked for.
+
+The algorithms are those of DECTRIS tag 56500: ``none``; ``lz4`` and ``bslz4`` in the framing of
+the HDF5 filters of the same names, which is a big-endian header ``>QI`` (bytes in all, bytes per
+block) followed by blocks that each carry their compressed length as ``>I``. Such a blob is not
+what the same names mean in the older Stream V1, where ``lz4`` is one bare block.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Self
+
+import bitshuffle
+import lz4.block
+import numpy as np
+import numpy.typing as npt
+from dectris.compression import decompress
+
+from pipelines.frame import BadFrame, Image
+
+ALGORITHMS: Final = ("none", "lz4", "bslz4")
+ORDERS: Final = ("C", "F")
+
+#: The largest image that is decoded unless the caller says otherwise, in bytes of pixels.
+MAX_IMAGE_BYTES: Final = 1 << 30
+
+#: The filter refuses larger blocks, and no writer needs them: whole images are smaller.
+MAX_BLOCK_BYTES: Final = (1 << 31) - 1
+
+_HEADER: Final = struct.Struct(">QI")
+_LENGTH: Final = struct.Struct(">I")
+
+# How many blocks of a blob that did not decode are looked at to say why: a bound on the time.
+_BLOCKS_EXPLAINED: Final = 1 << 16
+
+# Bitshuffle transposes groups of eight elements; a rest of fewer is stored as it is.
+_GROUP: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """Pixels as the instrument sent them. Implements `pipelines.frame.Image`.
+
+    What can be known without decompressing is checked when the object is made, so that a source
+    refuses a bad image before it costs anything.
+
+    Attributes
+    ----------
+    data : bytes-like
+        The blob; never copied. Held as a read-only memoryview of bytes.
+    shape : tuple of int
+        Rows and columns.
+    pixel_type : str
+        numpy type string with the byte order of the wire ("<u2", ">f4", "|u1").
+    algorithm : str
+        "none", "lz4" or "bslz4".
+    order : str
+        "C" when columns vary fastest (CBOR tag 40), "F" when rows do (tag 1040).
+    element_bytes : int
+        Size of the elements that bslz4 shuffled; 0 takes it from `pixel_type`.
+    max_bytes : int
+        Limit on the size of the pixels, against decompression bombs.
+
+    Raises
+    ------
+    BadFrame
+        If the type or algorithm is unknown, the image is larger than `max_bytes`, or the size
+        that the blob declares is not what the shape and type need.
+    """
+
+    data: memoryview
+    shape: tuple[int, int]
+    pixel_type: str
+    algorithm: str = "none"
+    order: str = "C"
+    element_bytes: int = 0
+    max_bytes: int = field(default=MAX_IMAGE_BYTES, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", memoryview(self.data).cast("B").toreadonly())
+        rows, columns = self.shape
+        stored = _stored_type(self.pixel_type)
+        if self.algorithm not in ALGORITHMS:
+            raise BadFrame(f"compression {self.algorithm!r} is not one of {', '.join(ALGORITHMS)}")
+        if self.order not in ORDERS:
+            raise BadFrame(f"order {self.order!r} is not C or F")
+        if rows < 1 or columns < 1:
+            raise BadFrame(f"image has {rows} rows and {columns} columns")
+        needed = rows * columns * stored.itemsize
+        if needed > self.max_bytes:
+            raise BadFrame(
+                f"image of {rows} x {columns} pixels of {stored.itemsize} bytes declares {needed} bytes,"
+                f" the limit is {self.max_bytes}"
+            )
+        declared = self._declared_bytes()
+        if declared != needed:
+            raise BadFrame(
+                f"image of {rows} x {columns} {stored.str} pixels needs {needed} bytes,"
+                f" its {self.algorithm} blob {'holds' if self.algorithm == 'none' else 'declares'} {declared}"
+            )
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of a pixel, in native byte order."""
+        return _stored_type(self.pixel_type).newbyteorder("=")
+
+    def array(self) -> npt.NDArray[Any]:
+        """Return the pixels [row, column], C order, native byte order.
+
+        For uncompressed native pixels this is a read-only view of `data`: copy it when it has to
+        outlive them.
+
+        Raises
+        ------
+        BadFrame
+            If the blob is truncated or does not decode.
+        """
+        stored = _stored_type(self.pixel_type)
+        flat = np.frombuffer(self._decoded(), dtype=stored)
+        pixels = flat.reshape(self.shape, order="C" if self.order == "C" else "F")
+        return np.ascontiguousarray(pixels, dtype=self.dtype)
+
+    def with_data(self, data: memoryview | bytes | bytearray) -> Self:
+        """Return the same image over another buffer that holds the same bytes."""
+        return replace(self, data=memoryview(data))
+
+    def header(self) -> dict[str, Any]:
+        """Return all but the data, as plain values that any serialiser takes."""
+        return {
+            "shape": list(self.shape),
+            "pixel_type": self.pixel_type,
+            "algorithm": self.algorithm,
+            "order": self.order,
+            "element_bytes": self.element_bytes,
+            "max_bytes": self.max_bytes,
+        }
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, Any], data: memoryview | bytes | bytearray) -> Self:
+        """Put together what `header` took apart.
+
+        Raises
+        ------
+        BadFrame
+            As the constructor.
+        """
+        rows, columns = header["shape"]
+        return cls(memoryview(data), **{**header, "shape": (int(rows), int(columns))})
+
+    def _shuffled_bytes(self) -> int:
+        return self.element_bytes or _stored_type(self.pixel_type).itemsize
+
+    def _declared_bytes(self) -> int:
+        """Return how many bytes of pixels the blob says it holds; check its header."""
+        if self.algorithm == "none":
+            return self.data.nbytes
+        if self.data.nbytes < _HEADER.size:
+            raise BadFrame(f"{self.algorithm} blob of {self.data.nbytes} bytes is shorter than its header")
+        declared, block = _HEADER.unpack_from(self.data)
+        if not 1 <= block <= MAX_BLOCK_BYTES:
+            raise BadFrame(f"{self.algorithm} blob declares blocks of {block} bytes")
+        if self.algorithm == "bslz4":
+            group = _GROUP * self._shuffled_bytes()
+            if not 1 <= self._shuffled_bytes() <= 16 or block % group:
+                raise BadFrame(
+                    f"bslz4 blob has blocks of {block} bytes, which are not whole groups of"
+                    f" {_GROUP} elements of {self._shuffled_bytes()} bytes"
+                )
+        return int(declared)
+
+    def _decoded(self) -> memoryview | bytes:
+        if self.algorithm == "none":
+            return self.data
+        try:
+            decoded: bytes = decompress(self.data, self.algorithm, elem_size=self._shuffled_bytes())
+        except (RuntimeError, ValueError, MemoryError) as error:
+            raise BadFrame(f"{self.algorithm} blob: {self._why() or error}") from error
+        return decoded
+
+    def _why(self) -> str:
+        """Walk over the blocks of a blob that did not decode and say what is wrong."""
+        declared, block = _HEADER.unpack_from(self.data)
+        rest = declared % (_GROUP * self._shuffled_bytes()) if self.algorithm == "bslz4" else 0
+        full, last = divmod(declared - rest, block)
+        blocks = full + bool(last)
+        at, end = _HEADER.size, self.data.nbytes
+        for number in range(min(blocks, _BLOCKS_EXPLAINED)):
+            if at + _LENGTH.size > end:
+                return f"truncated: {number} of {blocks} blocks in {end} bytes"
+            length = int(_LENGTH.unpack_from(self.data, at)[0])
+            at += _LENGTH.size + length
+            if at > end:
+                return f"truncated: block {number} of {blocks} has {length} bytes, {at - end} of them missing"
+        if blocks <= _BLOCKS_EXPLAINED and at + rest != end:
+            return f"{end - at} bytes after the last of {blocks} blocks, expected {rest}"
+        return "a block does not decompress to its size"
+
+
+def _stored_type(pixel_type: str) -> np.dtype[Any]:
+    try:
+        dtype = np.dtype(pixel_type)
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise BadFrame(f"pixel type {pixel_type!r} is unknown") from error
+    if dtype.kind not in "uif" or dtype.itemsize > 8 or dtype.shape:
+        raise BadFrame(f"pixel type {pixel_type!r} is not a whole or floating number of up to 64 bits")
+    return dtype
+
+
+def pack_image(image: Image) -> tuple[dict[str, Any], memoryview]:
+    """Take an image apart for transport to another process.
+
+    Returns
+    -------
+    header : dict
+        Plain values (numbers, strings, lists).
+    data : memoryview
+        The bytes, not copied where the image holds them in one piece.
+
+    Raises
+    ------
+    BadFrame
+        If the pixels are of a type that cannot travel.
+    """
+    if not isinstance(image, EncodedImage):
+        pixels = np.ascontiguousarray(image.array())
+        _stored_type(pixels.dtype.str)
+        flat = pixels.reshape(-1).view(np.uint8).data
+        limit = max(MAX_IMAGE_BYTES, flat.nbytes)
+        image = EncodedImage(flat, image.shape, pixels.dtype.str, max_bytes=limit)
+    return image.header(), image.data
+
+
+def unpack_image(header: Mapping[str, Any], data: memoryview | bytes | bytearray) -> Image:
+    """Return the image that `pack_image` took apart, over `data` (not copied).
+
+    Raises
+    ------
+    BadFrame
+        If header and data do not belong together.
+    """
+    return EncodedImage.from_header(header, data)
+
+
+def encode_image(array: npt.NDArray[Any], algorithm: str, *, block_bytes: int | None = None) -> bytes:
+    """Compress pixels as a detector does, for simulators and tests.
+
+    Parameters
+    ----------
+    array : ndarray
+        Any shape; taken in C order, its byte order kept.
+    algorithm : str
+        "none", "lz4" or "bslz4".
+    block_bytes : int, optional
+        Size of a block before compression; 8 KiB for bslz4 and 1 MiB for lz4 by default.
+
+    Raises
+    ------
+    ValueError
+        If the algorithm is unknown.
+    """
+    raw = np.ascontiguousarray(array)
+    if algorithm == "none":
+        return raw.tobytes()
+    if algorithm == "bslz4":
+        block = block_bytes or 8192
+        elements = raw.reshape(-1).view(f"u{raw.itemsize}")
+        blob: bytes = bitshuffle.compress_lz4(elements, block // raw.itemsize).tobytes()
+        return _HEADER.pack(raw.nbytes, block) + blob
+    if algorithm == "lz4":
+        block = block_bytes or 1 << 20
+        data = raw.reshape(-1).view(np.uint8).data
+        parts = [_HEADER.pack(raw.nbytes, block)]
+        for start in range(0, raw.nbytes, block):
+            piece = data[start : start + block]
+            packed = lz4.block.compress(piece, store_size=False)
+            # A block that does not shrink is stored bare; its length tells the reader so.
+            stored = packed if len(packed) < len(piece) else bytes(piece)
+            parts += [_LENGTH.pack(len(stored)), stored]
+        return b"".join(parts)
+    raise ValueError(f"compression {algorithm!r} is not one of {', '.join(ALGORITHMS)}")
