@@ -1,0 +1,40 @@
+"""Benchmarks: every figure that the project claims, measured by one command (`python -m bench`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One module of rows.
+
+    Attributes
+    ----------
+    name : str
+        What is typed after ``python -m bench``.
+    module : str
+        Module with a function ``rows(report: bench.report.Report) -> None``.
+    about : str
+        One line for ``--list``.
+    cores : int
+        To how many cores the process (and what it starts) is tied while the rows run.
+    """
+
+    name: str
+    module: str
+    about: str
+    cores: int = 1
+
+
+BENCHES = (
+    Bench("peaks", "bench.peaks", "peak search: time, and quality on rendered frames"),
+    Bench(
+        "indexing", "bench.indexing", "peaks to refined crystals: time, found, false, misorientation, strain"
+    ),
+    Bench("maps", "bench.maps", "map points a second, grains linked"),
+    Bench("source", "bench.source", "decoding of detector messages"),
+    Bench("ledger", "bench.ledger", "frames a second that the ledger holds"),
+    Bench("daemon", "bench.daemon", "frames a second through a real daemon", cores=2),
+)
+"""A new benchmark is one module here and one line in this list; they run in this order."""
