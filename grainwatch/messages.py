@@ -210,7 +210,8 @@ class MapPoint(msgspec.Struct, frozen=True):
 class Grain(msgspec.Struct, frozen=True):
     """A set of connected crystals of one map.
 
-    `spread_deg` is the mean misorientation of its points to `mean_quaternion`.
+    `size_points` 0 says that the grain is gone. `spread_deg` is the root mean square
+    misorientation of its crystals to `mean_quaternion`; `centre` is in grid units.
     """
 
     grain_id: int
@@ -224,7 +225,11 @@ class Grain(msgspec.Struct, frozen=True):
 class MapUpdate(Message, frozen=True, tag="grainwatch.map/1", kw_only=True):
     """A delta (one frame's points and the grains they changed) or a snapshot of a map.
 
-    `merged` lists pairs (absorbed, into) when a point joins grains that were apart.
+    Each grid point that `points` or `empty` lists is replaced as a whole. The frame's own points
+    come first, best crystal first; points of a grain that a replacement split follow. `empty`
+    are points that were measured and hold no crystal, `filled` counts all measured points.
+    `merged` lists pairs (absorbed, into) when a point joins grains that were apart: every other
+    point of the absorbed grain is now of the other one. Apply `merged` first, then the rest.
     """
 
     SCHEMA: ClassVar[str] = "grainwatch.map/1"
@@ -237,6 +242,7 @@ class MapUpdate(Message, frozen=True, tag="grainwatch.map/1", kw_only=True):
     points: tuple[MapPoint, ...] = ()
     grains: tuple[Grain, ...] = ()
     merged: tuple[tuple[int, int], ...] = ()
+    empty: tuple[tuple[int, ...], ...] = ()
     filled: int = 0
 
 
