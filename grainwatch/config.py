@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -27,14 +28,21 @@ class Table(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
 class DaemonTable(Table, frozen=True, kw_only=True):
     """``[daemon]``: who it is and where it keeps things.
 
-    `state_dir` holds the ledger, `runtime_dir` the control socket; `workers` = 0 computes inside
-    the front process.
+    `state_dir` holds the ledger, `runtime_dir` the control socket; relative paths count from the
+    working directory. `workers` = 0 computes inside the front process. A worker that computes
+    longer than `compute_timeout_s` at one batch is killed. A stop computes what has been received
+    for at most `stop_timeout_s` and drops the rest. The ledger forgets a series `ledger_days`
+    after its end; `quarantine` is how many frames that killed a worker are kept.
     """
 
     name: str = "grainwatch"
     state_dir: str = "state"
     runtime_dir: str = "run"
     workers: int = 2
+    compute_timeout_s: float = 60.0
+    stop_timeout_s: float = 10.0
+    ledger_days: float = 90.0
+    quarantine: int = 20
 
 
 class RingTable(Table, frozen=True, kw_only=True):
@@ -109,12 +117,17 @@ def read_config(path: Path) -> tuple[Config, str]:
         raw = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    return parse_config(raw, str(path))
+
+
+def parse_config(raw: bytes, where: str) -> tuple[Config, str]:
+    """As `read_config`, for the bytes of a file; `where` leads the errors."""
     try:
         table = tomllib.loads(raw.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not TOML: {error}") from error
-    config = convert(table, Config, str(path))
-    _check_values(config, str(path))
+        raise ConfigError(f"{where}: is not TOML: {error}") from error
+    config = convert(table, Config, where)
+    _check_values(config, where)
     return config, hashlib.sha256(raw).hexdigest()
 
 
@@ -129,12 +142,24 @@ def convert(table: dict[str, Any], kind: type[Any], where: str) -> Any:
 
 
 def load_plugin(group: str, name: str, where: str) -> ModuleType:
-    """Import the plug-in that the entry-point group ``grainwatch.<group>`` registers under `name`."""
+    """Import the plug-in that the entry-point group ``grainwatch.<group>`` registers under `name`.
+
+    A name with a dot in it ("lab.our_detector") is the module itself: a plug-in of one's own
+    needs no registration, only to lie on ``PYTHONPATH``.
+    """
+    if "." in name:
+        try:
+            return import_module(name)
+        except ImportError as error:
+            raise ConfigError(f"{where}: module {name!r} cannot be imported: {error}") from error
     found = {e.name: e for e in entry_points(group=f"grainwatch.{group}")}
     if name not in found:
         known = ", ".join(sorted(found)) or "none (is the full distribution installed?)"
         raise ConfigError(f"{where}: {name!r} is not a known type; known: {known}")
-    module = found[name].load()
+    try:
+        module = found[name].load()
+    except ImportError as error:
+        raise ConfigError(f"{where}: {name!r} cannot be imported: {error}") from error
     assert isinstance(module, ModuleType)
     return module
 
@@ -152,6 +177,10 @@ def plugin_config(group: str, table: dict[str, Any], where: str) -> tuple[Module
 def _check_values(config: Config, where: str) -> None:
     checks = [
         (config.daemon.workers >= 0, "daemon.workers: expected 0 or more"),
+        (config.daemon.compute_timeout_s > 0, "daemon.compute_timeout_s: expected more than 0"),
+        (config.daemon.stop_timeout_s >= 0, "daemon.stop_timeout_s: expected 0 or more"),
+        (config.daemon.ledger_days > 0, "daemon.ledger_days: expected more than 0"),
+        (config.daemon.quarantine >= 0, "daemon.quarantine: expected 0 or more"),
         (config.ring.slots >= 2, "ring.slots: expected 2 or more"),
         (config.ring.slot_bytes >= 4096, "ring.slot_bytes: expected 4096 or more"),
         (bool(config.streams), "streams: expected at least one [streams.NAME] table"),

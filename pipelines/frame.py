@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from grainwatch.config import ScanTable
 from grainwatch.messages import AnyMessage, FrameKey
 
 
@@ -94,6 +95,32 @@ class Failure:
 
     key: FrameKey
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamContext:
+    """What a pipeline may know of the stream it serves.
+
+    A pipeline module has a ``Config`` struct and ``build(config, context) -> Pipeline``; it
+    registers under ``grainwatch.pipelines``. It may also have
+    ``aggregator(config, context, series_uid) -> Aggregator | None``.
+    """
+
+    stream: str
+    config_hash: str = ""
+    scan: ScanTable | None = None
+
+
+class Aggregator(Protocol):
+    """Sums up a series result by result (a map): pure, one instance a series."""
+
+    def add(self, result: AnyMessage) -> Sequence[AnyMessage]:
+        """Take a result, in order of completion; return what is to be published (deltas)."""
+        ...
+
+    def finish(self) -> Sequence[AnyMessage]:
+        """Return what is to be published when the series is over (a snapshot)."""
+        ...
 
 
 class Pipeline(Protocol):
