@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+NO_TRUTH = "third-party Laue frames are absent: run `make data` or set GRAINWATCH_DATA"
 
 
 def data_dir() -> Path | None:
-    """Return the folder of third-party truth: $GRAINWATCH_DATA, ../shared/data or .data (`make data`)."""
-    candidates = [os.environ.get("GRAINWATCH_DATA"), ROOT.parent / "shared" / "data", ROOT / ".data"]
-    for candidate in candidates:
-        if candidate and (Path(candidate) / "laue").is_dir():
-            return Path(candidate)
+    """Return the folder of third-party truth: $GRAINWATCH_DATA, ../shared/data or .data (`make data`).
+
+    A folder that is named but holds nothing is an error, not a reason to look elsewhere.
+    """
+    configured = os.environ.get("GRAINWATCH_DATA")
+    if configured:
+        if not (Path(configured) / "laue").is_dir():
+            raise pytest.UsageError(f"GRAINWATCH_DATA={configured} has no folder laue")
+        return Path(configured)
+    for candidate in (ROOT.parent / "shared" / "data", ROOT / ".data"):
+        if (candidate / "laue").is_dir():
+            return candidate
     return None
 
 
@@ -24,5 +33,26 @@ def truth_dir() -> Path:
     """The ``laue`` folder of the truth; the test is skipped where it is absent."""
     found = data_dir()
     if found is None:
-        pytest.skip("third-party Laue frames are absent: run `make data` or set GRAINWATCH_DATA")
+        pytest.skip(NO_TRUTH)
     return found / "laue"
+
+
+def pytest_configure() -> None:
+    """Refuse a wrong GRAINWATCH_DATA before any test has run."""
+    data_dir()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """End with what was not tested: a skip that nobody sees is a test that nobody has."""
+    counts = Counter(_reason(report) for report in terminalreporter.stats.get("skipped", []))
+    found = data_dir()
+    terminalreporter.section("what was skipped")
+    terminalreporter.write_line(f"third-party truth: {found / 'laue' if found else 'absent'}")
+    terminalreporter.write_line(f"tests skipped: {counts.total()}")
+    for reason, count in counts.most_common():
+        terminalreporter.write_line(f"  {count:4d}  {reason}")
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return text.removeprefix("Skipped: ")
