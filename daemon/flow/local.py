@@ -1,0 +1,43 @@
+"""Computing in the front process itself: ``workers = 0``, for small rates and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+from daemon.flow.compute import compute
+from daemon.flow.executor import ExecutorStatus, Outcome
+from daemon.flow.plugins import build_pipelines
+from grainwatch.config import Config
+from pipelines.frame import Frame, Pipeline
+
+
+class LocalExecutor:
+    """Implements `daemon.flow.executor.Executor` without workers: `submit` computes before it returns."""
+
+    def __init__(self, config: Config, config_hash: str, where: str) -> None:
+        self._config = config
+        self._config_hash = config_hash
+        self._where = where
+        self._pipelines: dict[str, Pipeline] = {}
+
+    def start(self) -> None:
+        """Build and warm the pipelines."""
+        self._pipelines = build_pipelines(self._config, self._config_hash, self._where)
+
+    def free(self) -> int:
+        """Return 1: nothing waits inside."""
+        return 1
+
+    def submit(self, stream: str, batch: Sequence[Frame]) -> Future[list[Outcome]]:
+        """Compute a batch."""
+        future: Future[list[Outcome]] = Future()
+        future.set_result(compute(self._pipelines[stream], batch))
+        return future
+
+    def status(self) -> ExecutorStatus:
+        """Return counters: there are no workers."""
+        return ExecutorStatus(workers=0, alive=0, restarts=0, busy=0)
+
+    def close(self) -> None:
+        """Do nothing: nothing runs."""

@@ -1,0 +1,82 @@
+"""From the configuration to plug-ins: which modules serve which tables, with their checked tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, cast
+
+from grainwatch.config import Config, StreamTable, plugin_config
+from pipelines.frame import Aggregator, Pipeline, StreamContext
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """A module and its own table of the configuration. `where` ("FILE: sinks.zmq") leads errors."""
+
+    module: ModuleType
+    config: Any
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class PipelinePlugin:
+    """The analysis of one stream."""
+
+    plugin: Plugin
+    context: StreamContext
+
+    def build(self) -> Pipeline:
+        """Make an instance.
+
+        Raises
+        ------
+        grainwatch.config.ConfigError
+            If what the table names (a calibration, a material) cannot be used.
+        """
+        return cast(Pipeline, self.plugin.module.build(self.plugin.config, self.context))
+
+    def aggregator(self, series_uid: str) -> Aggregator | None:
+        """Make what sums up a series, where the pipeline has such a thing."""
+        make = getattr(self.plugin.module, "aggregator", None)
+        if make is None:
+            return None
+        return cast(Aggregator | None, make(self.plugin.config, self.context, series_uid))
+
+    @property
+    def batch(self) -> int:
+        """How many frames it likes at once: the table's ``batch``, 1 without."""
+        return max(1, int(getattr(self.plugin.config, "batch", 1)))
+
+
+def source_plugin(stream: str, table: StreamTable, where: str) -> Plugin:
+    """Resolve ``[streams.NAME.source]``."""
+    at = f"{where}: streams.{stream}.source"
+    return Plugin(*plugin_config("sources", table.source, at), at)
+
+
+def pipeline_plugin(stream: str, table: StreamTable, config_hash: str, where: str) -> PipelinePlugin:
+    """Resolve ``[streams.NAME.pipeline]``."""
+    at = f"{where}: streams.{stream}.pipeline"
+    plugin = Plugin(*plugin_config("pipelines", table.pipeline, at), at)
+    return PipelinePlugin(plugin, StreamContext(stream, config_hash, table.scan))
+
+
+def sink_plugins(config: Config, where: str) -> dict[str, Plugin]:
+    """Resolve ``[sinks.NAME]``. NAME is the type, unless the table has a ``type`` key."""
+    found: dict[str, Plugin] = {}
+    for name, table in config.sinks.items():
+        at = f"{where}: sinks.{name}"
+        found[name] = Plugin(*plugin_config("sinks", {"type": name, **table}, at), at)
+    return found
+
+
+def build_pipelines(config: Config, config_hash: str, where: str) -> dict[str, Pipeline]:
+    """Make and warm one pipeline for each stream."""
+    built = {
+        name: pipeline_plugin(name, table, config_hash, where).build()
+        for name, table in config.streams.items()
+    }
+    for pipeline in built.values():
+        pipeline.warm()
+    return built

@@ -1,0 +1,420 @@
+"""Computing in worker processes on this machine, with the frames in a shared-memory ring.
+
+One thread looks after the workers: it takes their results, notices their deaths and starts them
+again. Each worker has one task to compute and one that waits, so that it never idles.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from os import close, pipe, read, write
+
+import msgspec
+
+from daemon.flow.child import Child
+from daemon.flow.executor import ExecutorStatus, Outcome
+from daemon.flow.quarantine import Quarantine
+from daemon.flow.ring import FrameTooLarge, Ring
+from daemon.flow.transport import (
+    MAX_TASK_BYTES,
+    Answer,
+    Done,
+    Fatal,
+    FrameTask,
+    Ready,
+    Setup,
+    Task,
+    frame_task,
+    outcome_of,
+    pack,
+    read_in_front,
+)
+from grainwatch.config import Config, ConfigError
+from pipelines.frame import BadFrame, Failure, Frame
+from pipelines.images import pack_image
+
+log = logging.getLogger(__name__)
+
+#: What a worker holds: one task to compute, one that waits.
+DEPTH = 2
+#: A frame whose worker died runs this often in all.
+ATTEMPTS = 2
+#: Pauses between starts of a worker that dies before it is warm, seconds.
+BACKOFF_S = (0.5, 2.0, 10.0)
+#: How long a stop waits for what is being computed, seconds.
+CLOSE_S = 2.0
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """What `submit` promised: outcomes in order."""
+
+    stream: str
+    outcomes: list[Outcome | None]
+    future: Future[list[Outcome]] = field(default_factory=Future)
+
+
+@dataclass(slots=True, eq=False)
+class _Task:
+    """A part of a batch that runs in one go: frames at positions `at`, pixels in the ring."""
+
+    batch: _Batch
+    at: list[int]
+    frames: list[FrameTask]
+    payload: bytes
+    attempt: int = 1
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    number: int
+    child: Child | None = None
+    ready: bool = False
+    tasks: deque[_Task] = field(default_factory=deque)
+    since: float = 0.0  # when its first task began, monotonic
+    starts: int = 0  # starts without getting warm
+    start_at: float = 0.0  # when to start it again
+    verdict: str = ""  # why the front killed it
+
+
+class WorkersExecutor:
+    """Implements `daemon.flow.executor.Executor` with `config.daemon.workers` processes.
+
+    Parameters
+    ----------
+    config : Config
+    raw : bytes
+        The configuration file, from which each worker builds its own pipelines.
+    where : str
+        The file's name, for errors.
+    quarantine : Quarantine
+        Takes the frames that killed workers.
+    """
+
+    def __init__(self, config: Config, raw: bytes, where: str, quarantine: Quarantine) -> None:
+        self._count = config.daemon.workers
+        self._timeout_s = config.daemon.compute_timeout_s
+        self._quarantine = quarantine
+        self._ring = Ring(config.ring.slots, config.ring.slot_bytes)
+        self._setup = Setup(raw, where, self._ring.slots, self._ring.slot_bytes)
+        self._lock = threading.Condition()
+        self._workers = [_Worker(n) for n in range(self._count)]
+        self._pending: deque[_Task] = deque()
+        self._settled: list[_Batch] = []
+        self._restarts = 0
+        self._fatal = ""
+        self._closing = False
+        self._wake_r, self._wake_w = pipe()
+        self._thread = threading.Thread(target=self._look_after, name="workers", daemon=True)
+
+    def start(self) -> None:
+        """Start the workers and wait until all are warm.
+
+        Raises
+        ------
+        ConfigError
+            If a worker says that it cannot start, or keeps dying before it is warm.
+        """
+        self._thread.start()
+        with self._lock:
+            self._lock.wait_for(lambda: self._fatal or all(w.ready for w in self._workers))
+            fatal = self._fatal
+        if fatal:
+            self.close()
+            raise ConfigError(fatal)
+
+    def free(self) -> int:
+        """Return how many more batches can be taken now without waiting."""
+        with self._lock:
+            room = sum(DEPTH - len(w.tasks) for w in self._workers if w.ready)
+            return max(0, min(room - len(self._pending), self._ring.free()))
+
+    def submit(self, stream: str, batch: Sequence[Frame]) -> Future[list[Outcome]]:
+        """Compute a batch; waits while the ring is full."""
+        held = _Batch(stream, [None] * len(batch))
+        at: list[int] = []
+        tasks: list[FrameTask] = []
+        for position, frame in enumerate(batch):
+            try:
+                header, data = pack_image(frame.image)
+                slot = self._ring.put(data)
+                if slot is None:
+                    # The batch's own frames may fill the ring: let them run.
+                    self._enqueue(held, at, tasks)
+                    at, tasks = [], []
+                    slot = self._wait_for_slot(data)
+            except (BadFrame, FrameTooLarge) as error:
+                held.outcomes[position] = Failure(frame.key, str(error))
+                continue
+            if slot is None:
+                held.outcomes[position] = Failure(frame.key, "the daemon stopped before it was computed")
+                continue
+            at.append(position)
+            tasks.append(frame_task(frame, header, slot, data.nbytes))
+        self._enqueue(held, at, tasks)
+        with self._lock:
+            self._settle_if_complete(held)
+        self._resolve()
+        return held.future
+
+    def status(self) -> ExecutorStatus:
+        """Return counters."""
+        with self._lock:
+            return ExecutorStatus(
+                workers=self._count,
+                alive=sum(w.ready for w in self._workers),
+                restarts=self._restarts,
+                busy=sum(bool(w.tasks) for w in self._workers),
+            )
+
+    def pids(self) -> list[int]:
+        """Return the process ids of the workers that run."""
+        with self._lock:
+            return [w.child.pid for w in self._workers if w.child is not None]
+
+    def close(self) -> None:
+        """Let what runs finish, for at most `CLOSE_S`; what does not fails. Stop the workers."""
+        with self._lock:
+            if self._closing:
+                return
+            if any(w.ready for w in self._workers):
+                self._lock.wait_for(self._is_calm, CLOSE_S)
+            self._closing = True
+        self._wake()
+        self._thread.join()
+        close(self._wake_r)
+        close(self._wake_w)
+        self._ring.close()
+
+    # Tasks.
+
+    def _is_calm(self) -> bool:
+        return not self._pending and not any(w.tasks for w in self._workers)
+
+    def _enqueue(self, batch: _Batch, at: list[int], frames: list[FrameTask]) -> None:
+        """Queue frames of a batch as one task, or one by one where they are too much for one."""
+        if not frames:
+            return
+        try:
+            payload = pack(Task(batch.stream, frames))
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            self._refuse(batch, at, frames, f"its metadata cannot travel: {error}")
+            return
+        if len(payload) > MAX_TASK_BYTES:
+            if len(frames) == 1:
+                self._refuse(
+                    batch, at, frames, f"its metadata take {len(payload)} bytes, limit {MAX_TASK_BYTES}"
+                )
+                return
+            for position, frame in zip(at, frames, strict=True):
+                self._enqueue(batch, [position], [frame])
+            return
+        with self._lock:
+            self._pending.append(_Task(batch, at, frames, payload))
+            self._assign()
+
+    def _refuse(self, batch: _Batch, at: list[int], frames: list[FrameTask], reason: str) -> None:
+        if len(frames) > 1:  # find out which
+            for position, frame in zip(at, frames, strict=True):
+                self._enqueue(batch, [position], [frame])
+            return
+        with self._lock:
+            self._finish(batch, at[0], frames[0], Failure(frames[0].key, reason))
+
+    def _wait_for_slot(self, data: memoryview) -> int | None:
+        while True:
+            with self._lock:
+                if self._closing:
+                    return None
+                self._lock.wait_for(lambda: self._ring.free() or self._closing, 1.0)
+            slot = self._ring.put(data)
+            if slot is not None:
+                return slot
+
+    def _assign(self) -> None:
+        """Hand pending tasks to workers. The lock is held."""
+        while self._pending:
+            able = [w for w in self._workers if w.ready and len(w.tasks) < DEPTH]
+            if not able:
+                return
+            worker = min(able, key=lambda w: len(w.tasks))
+            task = self._pending.popleft()
+            assert worker.child is not None
+            try:
+                worker.child.connection.send_bytes(task.payload)
+            except OSError:
+                # It died a moment ago and its end of file has not been read: not this task's doing.
+                worker.ready = False
+                self._pending.appendleft(task)
+                continue
+            if not worker.tasks:
+                worker.since = time.monotonic()
+            worker.tasks.append(task)
+
+    def _finish(self, batch: _Batch, at: int, frame: FrameTask, outcome: Outcome) -> None:
+        """Note an outcome and free the frame's slot. The lock is held."""
+        batch.outcomes[at] = outcome
+        self._ring.release(frame.slot)
+        self._settle_if_complete(batch)
+        self._lock.notify_all()
+
+    def _settle_if_complete(self, batch: _Batch) -> None:
+        if all(o is not None for o in batch.outcomes) and batch not in self._settled:
+            self._settled.append(batch)
+
+    def _resolve(self) -> None:
+        """Resolve futures, without the lock: their callbacks may call back."""
+        with self._lock:
+            settled, self._settled = self._settled, []
+        for batch in settled:
+            if not batch.future.done():
+                batch.future.set_result([o for o in batch.outcomes if o is not None])
+
+    # The thread that looks after the workers.
+
+    def _look_after(self) -> None:
+        while not self._closing:
+            with self._lock:
+                self._start_due()
+                by_connection: dict[Connection, _Worker] = {
+                    w.child.connection: w for w in self._workers if w.child is not None
+                }
+            for ready in wait([*by_connection, self._wake_r], self._patience()):
+                if isinstance(ready, Connection):
+                    self._hear(by_connection[ready])
+                elif ready == self._wake_r:
+                    read(self._wake_r, 4096)
+            self._kill_hung()
+            self._resolve()
+        self._stop_all()
+        self._resolve()
+
+    def _hear(self, worker: _Worker) -> None:
+        assert worker.child is not None
+        try:
+            message = read_in_front(worker.child.connection.recv_bytes())
+        except (EOFError, OSError):
+            self._died(worker)
+            return
+        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+            worker.verdict = f"sent garbage: {error}"
+            worker.child.kill()
+            return
+        with self._lock:
+            match message:
+                case Ready():
+                    worker.ready = True
+                    worker.starts = 0
+                case Fatal(reason):
+                    self._fatal = self._fatal or reason
+                    log.error("worker %d cannot start: %s", worker.number, reason)
+                case Done(answers):
+                    self._take(worker, answers)
+            self._assign()
+            self._lock.notify_all()
+
+    def _take(self, worker: _Worker, answers: list[Answer]) -> None:
+        task = worker.tasks.popleft()
+        worker.since = time.monotonic()
+        for at, frame, answer in zip(task.at, task.frames, answers, strict=True):
+            self._finish(task.batch, at, frame, outcome_of(answer, frame.key))
+
+    def _died(self, worker: _Worker) -> None:
+        assert worker.child is not None
+        pid = worker.child.pid
+        how = worker.child.bury()
+        if worker.verdict:
+            how = f"{worker.verdict}; killed"
+        with self._lock:
+            tasks, worker.tasks = worker.tasks, deque()
+            worker.child, worker.ready, worker.verdict = None, False, ""
+            self._restarts += 1
+            if worker.starts >= len(BACKOFF_S) and not self._fatal:
+                self._fatal = f"worker {worker.number} keeps dying before it is warm ({how})"
+            pause = BACKOFF_S[min(worker.starts, len(BACKOFF_S)) - 1] if worker.starts else 0.0
+            worker.start_at = time.monotonic() + pause
+            # Only the first task was being computed; the one behind it is innocent.
+            self._pending.extendleft(reversed(list(tasks)[1:]))
+            if tasks:
+                self._again_or_fail(tasks[0], how)
+            self._assign()
+            self._lock.notify_all()
+        at_work = f", at work on {_names(tasks[0])}" if tasks else ""
+        log.error("worker %d (pid %d) died: %s%s", worker.number, pid, how, at_work)
+
+    def _again_or_fail(self, task: _Task, how: str) -> None:
+        """Queue the frames of a dead worker once more, or fail them. The lock is held.
+
+        Each runs alone, so that one that kills workers takes no other with it.
+        """
+        for at, frame in zip(task.at, task.frames, strict=True):
+            if task.attempt < ATTEMPTS:
+                payload = pack(Task(task.batch.stream, [frame]))
+                self._pending.appendleft(_Task(task.batch, [at], [frame], payload, task.attempt + 1))
+                continue
+            reason = f"worker died ({how}), {task.attempt} times on this frame"
+            self._quarantine.put(task.batch.stream, frame, self._ring.view(frame.slot, frame.nbytes), reason)
+            self._finish(task.batch, at, frame, Failure(frame.key, reason))
+
+    def _start_due(self) -> None:
+        """Start workers that are due. The lock is held."""
+        now = time.monotonic()
+        for worker in self._workers:
+            if worker.child is None and worker.start_at <= now:
+                worker.starts += 1
+                try:
+                    worker.child = Child(self._setup, self._ring)
+                except OSError as error:
+                    worker.start_at = now + BACKOFF_S[-1]
+                    log.error("worker %d cannot be started: %s", worker.number, error)
+
+    def _kill_hung(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            for worker in self._workers:
+                if worker.child is not None and worker.tasks and now - worker.since > self._timeout_s:
+                    worker.verdict = f"computed for more than {self._timeout_s:g} s"
+                    worker.child.kill()
+
+    def _patience(self) -> float:
+        """Return how long nothing can be due, seconds."""
+        now = time.monotonic()
+        with self._lock:
+            due = [w.start_at for w in self._workers if w.child is None]
+            due += [w.since + self._timeout_s for w in self._workers if w.tasks]
+        return min(1.0, max(0.0, min(due, default=now + 1.0) - now) + 1e-3)
+
+    def _stop_all(self) -> None:
+        with self._lock:
+            children = [w.child for w in self._workers if w.child is not None]
+            unfinished = list(self._pending)
+            for worker in self._workers:
+                unfinished += worker.tasks
+                if worker.child is not None and (worker.tasks or not worker.ready):
+                    worker.child.kill()
+                worker.tasks.clear()
+                worker.child, worker.ready = None, False
+            self._pending.clear()
+            for task in unfinished:
+                for at, frame in zip(task.at, task.frames, strict=True):
+                    self._finish(
+                        task.batch, at, frame, Failure(frame.key, "the daemon stopped before it was computed")
+                    )
+        for child in children:
+            child.connection.close()
+        for child in children:
+            child.bury()
+
+    def _wake(self) -> None:
+        write(self._wake_w, b"x")
+
+
+def _names(task: _Task) -> str:
+    return ", ".join(f"frame {f.key.frame} of {task.batch.stream}" for f in task.frames)
