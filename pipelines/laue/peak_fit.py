@@ -1,0 +1,416 @@
+"""Sub-pixel positions: an elliptical Gaussian on a constant background, in a small window.
+
+Model, px from the window's centre: A exp(−(a dx² + 2 b dx dy + c dy²)/2) + B. Least squares with
+equal weights by Levenberg-Marquardt (Marquardt, SIAM J. Appl. Math. 11 (1963) 431): equal weights
+let the core decide where a real spot, which is no Gaussian, has wings. The uncertainty does not
+assume equal weights: cov = (JᵀJ)⁻¹ Jᵀ V J (JᵀJ)⁻¹ with V = noise² + gain (signal) (White,
+Econometrica 48 (1980) 817), enlarged by the reduced chi square where that exceeds 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.kernels import kernel
+from pipelines.laue.peak_detect import select
+
+FloatArray = npt.NDArray[np.float64]
+
+FIT_COLUMNS = 13
+"""Columns of a fit: A, x, y, a, b, c, B, variance of x, of y, reduced chi square, status, half, signal."""
+
+A, X, Y, QA, QB, QC, B, VAR_X, VAR_Y, CHI2, STATUS, HALF, SIGNAL = range(FIT_COLUMNS)
+
+FITTED, FAILED, REJECTED = 1.0, 0.0, -1.0
+_STEEPEST = 6.0  # a, c of a spot of standard deviation 0.41 px, sharper than one pixel can show
+_MIN_PIXELS = 12
+
+
+@kernel("boolean(float64[:, ::1], float64[::1], int64)")
+def solve_positive(matrix: Any, vector: Any, n: int) -> bool:
+    """Solve matrix @ x = vector in place by Cholesky; False if not positive definite.
+
+    The lower triangle of `matrix` becomes the factor, `vector` the solution.
+    """
+    for j in range(n):
+        d = matrix[j, j]
+        for k in range(j):
+            d -= matrix[j, k] * matrix[j, k]
+        if not d > 1e-30:
+            return False
+        d = np.sqrt(d)
+        matrix[j, j] = d
+        for i in range(j + 1, n):
+            s = matrix[i, j]
+            for k in range(j):
+                s -= matrix[i, k] * matrix[j, k]
+            matrix[i, j] = s / d
+    for i in range(n):
+        s = vector[i]
+        for k in range(i):
+            s -= matrix[i, k] * vector[k]
+        vector[i] = s / matrix[i, i]
+    for i in range(n - 1, -1, -1):
+        s = vector[i]
+        for k in range(i + 1, n):
+            s -= matrix[k, i] * vector[k]
+        vector[i] = s / matrix[i, i]
+    return True
+
+
+@kernel("float64(float64[:, ::1], int64, float64[::1], float64[:, ::1], float64[::1], boolean)")
+def accumulate(pixels: Any, n: int, p: Any, normal: Any, gradient: Any, derivatives: bool) -> float:
+    """Return the sum of squared residuals; fill JᵀJ (lower triangle) and Jᵀr.
+
+    `pixels` holds dx, dy, value in its rows' first n columns.
+    """
+    total = 0.0
+    if derivatives:
+        normal[:, :] = 0.0
+        gradient[:] = 0.0
+    j = np.empty(7)
+    for k in range(n):
+        dx, dy = pixels[0, k] - p[1], pixels[1, k] - p[2]
+        e = np.exp(-0.5 * (p[3] * dx * dx + 2.0 * p[4] * dx * dy + p[5] * dy * dy))
+        g = p[0] * e
+        residual = pixels[2, k] - g - p[6]
+        total += residual * residual
+        if derivatives:
+            j[0] = e
+            j[1] = g * (p[3] * dx + p[4] * dy)
+            j[2] = g * (p[4] * dx + p[5] * dy)
+            j[3] = -0.5 * g * dx * dx
+            j[4] = -g * dx * dy
+            j[5] = -0.5 * g * dy * dy
+            j[6] = 1.0
+            for u in range(7):
+                gradient[u] += j[u] * residual
+                for v in range(u + 1):
+                    normal[u, v] += j[u] * j[v]
+    return total
+
+
+@kernel("boolean(float64[::1])")
+def plausible(p: Any) -> bool:
+    """Return whether the shape is an ellipse that a window of pixels can show."""
+    return bool(
+        p[0] > 0.0 and 0.0 < p[3] < _STEEPEST and 0.0 < p[5] < _STEEPEST and p[3] * p[5] - p[4] * p[4] > 1e-6
+    )
+
+
+@kernel("boolean(float64[:, ::1], int64, float64[::1], float64)")
+def levenberg(pixels: Any, n: int, p: Any, reach: float) -> bool:
+    """Fit the seven parameters in place; False unless it converges within `reach` px of the start."""
+    normal, trial_normal = np.empty((7, 7)), np.empty((7, 7))
+    gradient, step, trial = np.empty(7), np.empty(7), np.empty(7)
+    x0, y0 = p[1], p[2]
+    damping = 1e-3
+    cost = accumulate(pixels, n, p, normal, gradient, True)
+    for _ in range(25):
+        for u in range(7):
+            step[u] = gradient[u]
+            for v in range(u + 1):
+                trial_normal[u, v] = normal[u, v]
+            trial_normal[u, u] = normal[u, u] * (1.0 + damping) + 1e-12
+        accepted = False
+        if solve_positive(trial_normal, step, 7):
+            for u in range(7):
+                trial[u] = p[u] + step[u]
+            if plausible(trial) and abs(trial[1] - x0) < reach and abs(trial[2] - y0) < reach:
+                new_cost = accumulate(pixels, n, trial, normal, gradient, False)
+                accepted = new_cost <= cost
+        if not accepted:
+            damping *= 8.0
+            if damping > 1e7:
+                return False
+            continue
+        small = abs(step[1]) < 2e-3 and abs(step[2]) < 2e-3 and abs(step[0]) < 2e-3 * abs(trial[0])
+        p[:] = trial
+        if small and damping < 1.0:
+            return True
+        damping = max(damping * 0.1, 1e-9)
+        cost = accumulate(pixels, n, p, normal, gradient, True)
+    return False
+
+
+@kernel("void(float64[:, ::1], int64, float64[::1], float64, float64, float64[::1])")
+def uncertainty(pixels: Any, n: int, p: Any, noise: float, gain: float, out: Any) -> None:
+    """Write variance of x, variance of y and reduced chi square of a fit."""
+    normal, gradient = np.empty((7, 7)), np.empty(7)
+    accumulate(pixels, n, p, normal, gradient, True)
+    rows = np.zeros((2, 7))
+    for u in range(2):
+        factor = normal.copy()
+        rows[u, 1 + u] = 1.0
+        if not solve_positive(factor, rows[u], 7):
+            out[:] = np.nan
+            return
+    chi2, var_x, var_y = 0.0, 0.0, 0.0
+    for k in range(n):
+        dx, dy = pixels[0, k] - p[1], pixels[1, k] - p[2]
+        e = np.exp(-0.5 * (p[3] * dx * dx + 2.0 * p[4] * dx * dy + p[5] * dy * dy))
+        g = p[0] * e
+        variance = noise * noise + gain * g
+        residual = pixels[2, k] - g - p[6]
+        chi2 += residual * residual / variance
+        jx, jy = g * (p[3] * dx + p[4] * dy), g * (p[4] * dx + p[5] * dy)
+        t0, t1, t2 = -0.5 * g * dx * dx, -g * dx * dy, -0.5 * g * dy * dy
+        for u in range(2):
+            q = rows[u]
+            s = q[0] * e + q[1] * jx + q[2] * jy + q[3] * t0 + q[4] * t1 + q[5] * t2 + q[6]
+            if u == 0:
+                var_x += s * s * variance
+            else:
+                var_y += s * s * variance
+    chi2 /= max(n - 7, 1)
+    out[0], out[1], out[2] = var_x * max(chi2, 1.0), var_y * max(chi2, 1.0), chi2
+
+
+@kernel("int64(float32[:, ::1], int64, float64, float64, float32[::1], float64[::1])")
+def ring_background(window: Any, centre: int, inner: float, outer: float, buffer: Any, out: Any) -> int:
+    """Write median and 1.4826 MAD of the ring inner <= r <= outer; return its number of pixels."""
+    n = 0
+    for a in range(window.shape[0]):
+        for b in range(window.shape[1]):
+            r2 = float((a - centre) ** 2 + (b - centre) ** 2)
+            v = window[a, b]
+            if inner * inner <= r2 <= outer * outer and v == v:
+                buffer[n] = v
+                n += 1
+    if n < 8:
+        return 0
+    median = select(buffer, n, n >> 1)
+    for k in range(n):
+        buffer[k] = abs(buffer[k] - median)
+    out[0], out[1] = median, 1.4826 * select(buffer, n, n >> 1)
+    return n
+
+
+@kernel("void(float32[:, :, ::1], float64[::1], float64[:, ::1], float64, float64, float64, float64[:, ::1])")
+def inspect(
+    windows: Any,
+    responses: Any,
+    local: Any,
+    threshold_sigma: float,
+    excess: float,
+    spike_ratio: float,
+    out: Any,
+) -> None:
+    """Judge candidates by what lies around them.
+
+    Parameters
+    ----------
+    windows : (n, w, w) float32
+        Pixels around the maximum, NaN where unusable.
+    responses : (n,)
+    local : (n, 3)
+        Tile background, response sigma, pixel sigma at the place.
+    out : (n, 4)
+        Local background, response above it, its sigma, status (1 good, −1 rejected).
+    """
+    size = windows.shape[1]
+    centre = size // 2
+    buffer, ring = np.empty(size * size, np.float32), np.empty(2)
+    for i in range(windows.shape[0]):
+        window = windows[i]
+        level, noise, pixel_noise = local[i, 0], local[i, 1], local[i, 2]
+        response = responses[i]
+        out[i, 0], out[i, 1], out[i, 2], out[i, 3] = level, response, noise, FITTED
+        n = ring_background(window, centre, 5.0, float(centre), buffer, ring)
+        if n > 0:
+            # Only what the ring shows beyond its own error counts: the tile knows better otherwise.
+            excess_level = ring[0] - level
+            error = 2.5 * 1.2533 * pixel_noise / np.sqrt(n)
+            offset = max(excess_level - error, 0.0)
+            if abs(excess_level) > error:
+                out[i, 0] = ring[0]
+            out[i, 1] = response - offset
+            # Texture, flanks of bright spots and shadow edges are rougher than noise.
+            out[i, 2] = noise * max(1.0, ring[1] / (1.5 * pixel_noise))
+        if out[i, 1] < threshold_sigma * out[i, 2] + excess:
+            out[i, 3] = REJECTED
+            continue
+        # A spike: the eight neighbours of the brightest pixel hold less than `spike_ratio` of it.
+        top, ta, tb = -np.inf, centre, centre
+        for a in range(centre - 1, centre + 2):
+            for b in range(centre - 1, centre + 2):
+                if window[a, b] > top:
+                    top, ta, tb = window[a, b], a, b
+        around, known = 0.0, 0
+        for a in range(ta - 1, ta + 2):
+            for b in range(tb - 1, tb + 2):
+                v = window[a, b]
+                if v == v and not (a == ta and b == tb):
+                    around += v - out[i, 0]
+                    known += 1
+        if known < 3 or around * 8.0 / known < spike_ratio * (top - out[i, 0]):
+            out[i, 3] = REJECTED
+
+
+@kernel(
+    "void(float32[:, :, ::1], int64[::1], int32[:, ::1], float64[:, ::1], int64[::1], int32[::1], "
+    "float64[:, ::1], float64, float64, int64, boolean, float64[:, ::1])"
+)
+def fit_windows(
+    windows: Any,
+    which: Any,
+    centres: Any,
+    start: Any,
+    first: Any,
+    neighbours: Any,
+    models: Any,
+    saturation: float,
+    gain: float,
+    fit_radius: int,
+    subtract: bool,
+    out: Any,
+) -> None:
+    """Fit some of the spots, one by one.
+
+    Parameters
+    ----------
+    windows : (m, w, w) float32
+        Pixels, NaN where unusable.
+    which : (m,)
+        The spots that the windows show: rows of the arrays below.
+    centres : (n, 2) int32
+        Row, column of the middle of each window.
+    start : (n, 5)
+        Local background, noise of a pixel, x and y where the fit starts, least half size.
+    first : (n + 1,), neighbours : (k,)
+        Neighbours of spot i: rows neighbours[first[i] : first[i + 1]] of `models`.
+    models : (n, FIT_COLUMNS)
+        All spots, x and y absolute. With `subtract` the fitted neighbours are taken off the
+        window; otherwise pixels nearer to a neighbour than to the spot do not count.
+    saturation : float
+        Pixels at or above it do not count.
+    fit_radius : int
+        Smallest half size of the fitted part of the window, px.
+    out : (n, FIT_COLUMNS)
+        x and y absolute; status FITTED, or FAILED with the centroid as position.
+    """
+    size = windows.shape[1]
+    centre = size // 2
+    pixels, p, spread = np.empty((3, size * size)), np.empty(7), np.empty(3)
+    clean = np.empty((size, size))
+    for k in range(windows.shape[0]):
+        i = which[k]
+        row, column = centres[i, 0], centres[i, 1]
+        level, noise, x0, y0 = start[i, 0], start[i, 1], start[i, 2], start[i, 3]
+        for a in range(size):
+            for b in range(size):
+                v = float(windows[k, a, b])
+                clean[a, b] = v if v < saturation else np.nan
+                if not v < saturation:
+                    continue
+                x, y = column + b - centre, row + a - centre
+                own = (x - x0) ** 2 + (y - y0) ** 2
+                for q in range(first[i], first[i + 1]):
+                    m = models[neighbours[q]]
+                    dx, dy = x - m[1], y - m[2]
+                    if subtract and m[10] == 1.0:
+                        clean[a, b] -= m[0] * np.exp(
+                            -0.5 * (m[3] * dx * dx + 2.0 * m[4] * dx * dy + m[5] * dy * dy)
+                        )
+                    elif dx * dx + dy * dy < own:
+                        clean[a, b] = np.nan
+        # Start: width from the ratio of sum to height, position from the centroid of the core.
+        top, total, sx, sy, positive = 0.0, 0.0, 0.0, 0.0, 0.0
+        ca, cb = int(np.rint(y0 - row)) + centre, int(np.rint(x0 - column)) + centre
+        for a in range(max(ca - 2, 0), min(ca + 3, size)):
+            for b in range(max(cb - 2, 0), min(cb + 3, size)):
+                v = clean[a, b] - level
+                if v == v:
+                    total += v
+                    if abs(a - ca) <= 1 and abs(b - cb) <= 1:
+                        top = max(top, v)
+                    if v > 0:
+                        positive += v
+                        sx += v * b
+                        sy += v * a
+        out[i, :] = 0.0
+        out[i, 6], out[i, 7], out[i, 8] = level, 1.0, 1.0
+        xc, yc = x0 - column + centre, y0 - row + centre
+        if positive > 0.0:
+            xc, yc = sx / positive, sy / positive
+        out[i, 0], out[i, 1], out[i, 2], out[i, 12] = top, xc - centre + column, yc - centre + row, total
+        width2 = 1.0
+        if top > 0.0:
+            width2 = min(max(total / (2.0 * np.pi * top), 0.3), 4.0)
+        out[i, 3], out[i, 5] = 1.0 / width2, 1.0 / width2
+        half = min(max(fit_radius, int(np.ceil(2.6 * np.sqrt(width2) + 0.5))), centre)
+        # A plateau of masked pixels hides the core: the wings around it must be inside.
+        half = min(max(half, int(start[i, 4])), centre)
+        for _ in range(2):
+            n = 0
+            for a in range(max(ca - half, 0), min(ca + half + 1, size)):
+                for b in range(max(cb - half, 0), min(cb + half + 1, size)):
+                    v = clean[a, b]
+                    if v == v:
+                        pixels[0, n], pixels[1, n], pixels[2, n] = b, a, v
+                        n += 1
+            if n < _MIN_PIXELS:
+                break
+            p[0], p[1], p[2], p[6] = max(top, noise), xc, yc, level
+            p[3], p[4], p[5] = 1.0 / width2, 0.0, 1.0 / width2
+            reach = 2.0 + 0.5 * start[i, 4]
+            if not levenberg(pixels, n, p, reach):
+                break
+            uncertainty(pixels, n, p, noise, gain, spread)
+            if not (spread[0] > 0.0 and spread[1] > 0.0):
+                break
+            out[i, :7] = p
+            out[i, 1] = p[1] - centre + column
+            out[i, 2] = p[2] - centre + row
+            out[i, 7], out[i, 8], out[i, 9] = spread[0], spread[1], spread[2]
+            out[i, 10], out[i, 11] = FITTED, half
+            # Grow once when the spot is larger than the window was made for.
+            trace, det = p[3] + p[5], p[3] * p[5] - p[4] * p[4]
+            smallest = 0.5 * (trace - np.sqrt(max(trace * trace - 4.0 * det, 0.0)))
+            wanted = min(int(np.ceil(2.6 / np.sqrt(max(smallest, 1e-3)))), centre)
+            if wanted <= half:
+                break
+            half = wanted
+
+
+@kernel("int64(int32[:, ::1], int64, int64[::1], int32[::1], boolean)")
+def _neighbours(centres: Any, reach: int, first: Any, found: Any, write: bool) -> int:
+    """Count, then list, spots within `reach` px along both axes; centres are in reading order."""
+    n, m = centres.shape[0], 0
+    for i in range(n):
+        first[i] = m
+        for direction in (-1, 1):
+            j = i + direction
+            while 0 <= j < n and abs(centres[j, 0] - centres[i, 0]) <= reach:
+                if abs(centres[j, 1] - centres[i, 1]) <= reach:
+                    if write:
+                        found[m] = j
+                    m += 1
+                j += direction
+    first[n] = m
+    return m
+
+
+def neighbour_lists(
+    centres: npt.NDArray[np.int32], reach_px: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Return neighbours of each spot: those of i are found[first[i] : first[i + 1]]."""
+    first = np.empty(len(centres) + 1, np.int64)
+    n = _neighbours(centres, reach_px, first, np.empty(0, np.int32), False)
+    found = np.empty(n, np.int32)
+    _neighbours(centres, reach_px, first, found, True)
+    return first, found
+
+
+def windows_meet(
+    fits: FloatArray, first: npt.NDArray[np.int64], neighbours: npt.NDArray[np.int32], least_half_px: int
+) -> npt.NDArray[np.bool_]:
+    """Return which spots' fitted windows meet that of a neighbour, (n,)."""
+    spot = np.repeat(np.arange(len(fits)), np.diff(first))
+    half = np.maximum(fits[:, HALF], least_half_px)
+    apart = np.maximum(abs(fits[spot, X] - fits[neighbours, X]), abs(fits[spot, Y] - fits[neighbours, Y]))
+    meet = apart <= half[spot] + half[neighbours]
+    return np.bincount(spot[meet], minlength=len(fits)) > 0
