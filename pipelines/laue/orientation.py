@@ -46,7 +46,9 @@ def lattice_rotation(ub: npt.ArrayLike, material: Material) -> FloatArray:
     """
     deformed = np.asarray(ub, dtype=np.float64) @ np.linalg.inv(material.B0)
     if not np.all(np.isfinite(deformed)) or not np.all(np.linalg.det(deformed) > 1e-6):
-        raise ValueError(f"UB of {material.name} is singular, left-handed or not finite: {ub}")
+        raise ValueError(
+            f"UB of {material.name} is singular, left-handed or not finite (UB B0⁻¹ = {deformed.tolist()})"
+        )
     left, _, right = np.linalg.svd(deformed)
     return np.asarray(left @ right)
 

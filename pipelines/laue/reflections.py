@@ -25,6 +25,9 @@ MAX_ORDER = 63
 
 _MAX_REFLECTIONS = 4_000_000
 
+_ROUNDING = 1e-12
+"""|F|² of an absent reflection, relative, stays below this."""
+
 
 @dataclass(frozen=True, eq=False)
 class ReflectionList:
@@ -122,7 +125,7 @@ def build_reflections(
     f2_threshold : float
         An order is allowed when |F|² exceeds this fraction of what the same atoms would give if
         all scattered in phase at the same |g|, so that the fall-off of form factors and thermal
-        motion extinguishes nothing. Systematic absences are exactly 0.
+        motion extinguishes nothing. At 0 only what symmetry forbids is left out.
 
     Raises
     ------
@@ -148,8 +151,10 @@ def build_reflections(
     f2 = np.abs(material.structure_factors(real)) ** 2
     norm = np.linalg.norm(real @ material.B0.T, axis=1)
     order = np.gcd.reduce(real, axis=1)
-    allowed = (f2 > f2_threshold * material.largest_structure_factors(norm) ** 2) & (order <= MAX_ORDER)
-    allowed &= f2 > 0
+    allowed = (f2 > max(f2_threshold, _ROUNDING) * material.largest_structure_factors(norm) ** 2) & (
+        order <= MAX_ORDER
+    )
+
     if not allowed.any():
         raise ValueError(
             f"{material.name} reflects nothing in {low}-{high} keV below {max_two_theta_deg} deg"
