@@ -1,0 +1,266 @@
+"""Sink "hdf5": results files, one for each series of each stream, readable while they grow.
+
+A file is called ``<stream>-<UTC start>-<first 8 of series_uid>.h5``; after a crash, or after an
+error of the disk, the series goes on in ``...-part2.h5``, because a file that was left open is
+never opened for writing again. See `pipelines.results_files` for the layout and the reader.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from daemon.sinks.base import Published, SeriesClosed, SeriesOpened, SinkContext, SinkEvent
+from daemon.sinks.results_writer import UNFINISHED_SUFFIX, ResultsWriter
+from grainwatch.config import ConfigError, EdgeTable, Table
+from grainwatch.messages import LaueResult, MapUpdate
+from pipelines.results_files import results_files
+
+log = logging.getLogger("grainwatch.sinks.hdf5")
+
+WRITE_ERRORS = (OSError, RuntimeError, KeyError)  # what h5py raises when the disk refuses
+BACKLOG_MESSAGES = 10_000
+FLUSH_BYTES = 4 * 1024 * 1024
+
+
+class Config(Table, frozen=True, kw_only=True):
+    """``[sinks.hdf5]``.
+
+    Attributes
+    ----------
+    folder : str
+        Where the files go; made when absent.
+    flush_s : float
+        A reader sees a result at most so many seconds after it was published; up to 1.
+    retry_s : float
+        After an error of the disk a new file is tried so many seconds later.
+    edge : EdgeTable
+        The default waits rather than lose results when the disk is slow.
+    """
+
+    folder: str = "results"
+    flush_s: float = 0.5
+    retry_s: float = 10.0
+    edge: EdgeTable = EdgeTable(policy="block", depth=1024)
+
+
+class ResultsFileSink:
+    """Writes what is published into results files.
+
+    Attributes
+    ----------
+    write_errors : int
+        How often the disk refused.
+    lost_messages : int
+        Messages that are in no file because it refused for too long.
+    """
+
+    def __init__(self, config: Config, context: SinkContext) -> None:
+        self._folder = Path(config.folder)
+        self._flush_s = config.flush_s
+        self._retry_s = config.retry_s
+        self._context = context
+        self._series: dict[str, _Series] = {}
+        self._flushed = time.monotonic()
+        self.write_errors = 0
+        self.lost_messages = 0
+
+    def handle(self, events: list[SinkEvent]) -> None:
+        """Take events; they are in the file within `flush_s`."""
+        for event in events:
+            if isinstance(event, SeriesOpened):
+                self._open(event)
+            elif isinstance(event, SeriesClosed):
+                self._close(event)
+            else:
+                self._add(event)
+        self.idle()
+
+    def idle(self) -> None:
+        """Flush what is due; try again what failed."""
+        now = time.monotonic()
+        due = now - self._flushed >= self._flush_s
+        if due:
+            self._flushed = now
+        for series in self._series.values():
+            if series.writer is None:
+                if now >= series.retry_at:
+                    self._start_part(series)
+            elif due or series.writer.pending_bytes >= FLUSH_BYTES:
+                self._attempt(series, series.writer.write)
+
+    def close(self) -> None:
+        """Flush and close all files; their series stay unfinished."""
+        for series in self._series.values():
+            if series.writer is None:
+                self._start_part(series)
+            if series.writer is not None:
+                self._attempt(series, series.writer.close)
+            self._give_up(series)
+        self._series.clear()
+
+    def path(self, series_uid: str) -> Path | None:
+        """Return the file that is being written for a series, if there is one."""
+        series = self._series.get(series_uid)
+        return series.writer.path if series and series.writer else None
+
+    def _open(self, event: SeriesOpened) -> None:
+        if event.series_uid in self._series:
+            return
+        series = self._series[event.series_uid] = _Series(event)
+        self._start_part(series)
+
+    def _add(self, event: Published) -> None:
+        message = event.message
+        if isinstance(message, LaueResult):
+            uid = message.key.series_uid
+        elif isinstance(message, MapUpdate):
+            uid = message.series_uid
+        else:
+            return  # the daemon's health belongs to no series
+        if uid not in self._series:
+            # The series was opened before a restart.
+            self._open(SeriesOpened(event.stream, uid, time.time(), detector_series=""))
+        series = self._series[uid]
+        if series.writer is not None:
+            series.writer.add(event)
+        else:
+            self._keep(series, [event])
+
+    def _close(self, event: SeriesClosed) -> None:
+        series = self._series.pop(event.series_uid, None)
+        if series is None:
+            return
+        # Twice, because what a failing close still held gets one more file.
+        if not self._finish(series, event):
+            self._finish(series, event)
+        self._give_up(series)
+
+    def _finish(self, series: _Series, event: SeriesClosed) -> bool:
+        if series.writer is None:
+            self._start_part(series)
+        writer = series.writer
+        return writer is not None and self._attempt(series, lambda: writer.close(event.ended, event.counts))
+
+    def _start_part(self, series: _Series) -> None:
+        """Begin the next file of a series, with what could not be written before."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            series.writer = ResultsWriter(
+                _new_path(self._folder, series.opened), series.opened, self._context
+            )
+        except WRITE_ERRORS as error:
+            self._failed(series, error)
+            return
+        writer = series.writer
+        while series.backlog:
+            writer.add(series.backlog.popleft())
+        if self._attempt(series, writer.write) and series.complained:
+            log.warning(
+                "results of series %s are written again, to %s", series.opened.series_uid, writer.path
+            )
+            series.complained = False
+
+    def _attempt(self, series: _Series, action: Callable[[], None]) -> bool:
+        try:
+            action()
+        except WRITE_ERRORS as error:
+            self._failed(series, error)
+            return False
+        return True
+
+    def _failed(self, series: _Series, error: Exception) -> None:
+        self.write_errors += 1
+        series.retry_at = time.monotonic() + self._retry_s
+        if not series.complained:
+            series.complained = True
+            log.error(
+                "results of series %s cannot be written to sinks.hdf5.folder %s: %s; trying again every %g s",
+                series.opened.series_uid,
+                self._folder,
+                _first_line(error),
+                self._retry_s,
+            )
+        if series.writer is not None:
+            writer, series.writer = series.writer, None
+            self._keep(series, writer.pending)
+            writer.abandon()
+            if not writer.holds_results:
+                # Else every attempt on a full disk would leave an empty part behind.
+                writer.path.unlink(missing_ok=True)
+
+    def _keep(self, series: _Series, events: list[Published]) -> None:
+        series.backlog.extend(events)
+        while len(series.backlog) > BACKLOG_MESSAGES:
+            series.backlog.popleft()
+            self.lost_messages += 1
+            series.lost += 1
+
+    def _give_up(self, series: _Series) -> None:
+        series.lost += len(series.backlog)
+        self.lost_messages += len(series.backlog)
+        series.backlog.clear()
+        if series.lost:
+            log.error("%d results of series %s are in no file", series.lost, series.opened.series_uid)
+
+
+class _Series:
+    """A series that is open: its file, and what waits while there is none."""
+
+    def __init__(self, opened: SeriesOpened) -> None:
+        self.opened = opened
+        self.writer: ResultsWriter | None = None
+        self.backlog: deque[Published] = deque()
+        self.retry_at = 0.0
+        self.complained = False
+        self.lost = 0
+
+
+def open_sink(config: Config, context: SinkContext) -> ResultsFileSink:
+    """Check the folder and return the sink.
+
+    Raises
+    ------
+    ConfigError
+        If the folder cannot be made or written to, or a number is out of range.
+    """
+    if not 0.0 < config.flush_s <= 1.0:
+        raise ConfigError(
+            f"sinks.hdf5.flush_s: expected more than 0 and at most 1 second, got {config.flush_s}"
+        )
+    if config.retry_s <= 0.0:
+        raise ConfigError(f"sinks.hdf5.retry_s: expected more than 0, got {config.retry_s}")
+    folder = Path(config.folder)
+    probe = folder / f".{context.daemon_name}{UNFINISHED_SUFFIX}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"sinks.hdf5.folder: {folder} cannot be written to ({error.strerror}): "
+            "choose a folder that this user may write to"
+        ) from error
+    return ResultsFileSink(config, context)
+
+
+def _new_path(folder: Path, opened: SeriesOpened) -> Path:
+    """Return the name of the next part: all parts of a series carry the name of the first."""
+    uid = re.sub(r"[^0-9A-Za-z]", "", opened.series_uid)[:8]
+    stream = re.sub(r"[^0-9A-Za-z_-]", "_", opened.stream)
+    parts = [p for p in results_files(folder, uid) if p.name.startswith(f"{stream}-")]
+    if parts:
+        base = re.sub(r"-part\d+$", "", parts[0].stem)
+        numbers = [int(m.group(1)) for p in parts if (m := re.search(r"-part(\d+)$", p.stem))]
+        return folder / f"{base}-part{max(numbers, default=1) + 1}.h5"
+    start = datetime.fromtimestamp(opened.started, UTC).strftime("%Y%m%dT%H%M%SZ")
+    return folder / f"{stream}-{start}-{uid}.h5"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
