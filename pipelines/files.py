@@ -1,0 +1,324 @@
+"""Frames from files: every format that fabio reads, .gz and .bz2 of them, HDF5 stacks.
+
+The replay source, the simulators and ``grainwatch index`` read through this module.
+"""
+
+from __future__ import annotations
+
+import bz2
+import glob
+import gzip
+import logging
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import fabio
+import h5py
+import hdf5plugin
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.frame import BadFrame
+
+#: Compression filters that HDF5 stacks of detectors need; importing the package registers them.
+HDF5_FILTERS: Final[str] = hdf5plugin.PLUGIN_PATH
+
+_SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
+_PACKED: Final[Mapping[str, Callable[..., Any]]] = {".gz": gzip.open, ".bz2": bz2.open}
+_NUMBERED: Final = re.compile(r"data_\d+")
+_TIME_KEYS: Final = (
+    "time_of_day",
+    "acquire_timestamp",
+    "Date_Time",
+    "DateTime",
+    "date",
+    "Date",
+    "time",
+    "Time",
+)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class FileImage:
+    """One image of a file: `label` names file and number, `metadata` has what the header says."""
+
+    label: str
+    pixels: npt.NDArray[Any]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def expand(patterns: Iterable[str | Path]) -> list[str]:
+    """Return the files that names, folders and patterns stand for.
+
+    Parameters
+    ----------
+    patterns : iterable of str or Path
+        A file, a folder (all files in it), a pattern with ``*``, ``?`` or ``[]``, or a dataset as
+        ``file.h5::/entry/data/data``. What a folder or a pattern gives is in natural order
+        (img_2 before img_10); otherwise the given order stays.
+
+    Raises
+    ------
+    BadFrame
+        If a folder or pattern gives no file. Files that do not exist fail when they are read.
+    """
+    names: list[str] = []
+    for pattern in map(str, patterns):
+        file, colons, dataset = pattern.partition("::")
+        path = Path(file)
+        if path.is_dir():
+            found = [str(p) for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
+        elif not path.exists() and glob.has_magic(file):
+            found = glob.glob(file)
+        else:
+            names.append(pattern)
+            continue
+        if not found:
+            raise BadFrame(f"{pattern}: no file there")
+        names += [f"{name}{colons}{dataset}" for name in sorted(found, key=natural_key)]
+    return names
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Sort key that takes runs of digits as numbers.
+
+    >>> sorted(["img_10", "img_2"], key=natural_key)
+    ['img_2', 'img_10']
+    """
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def read_images(path: str | Path) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """Yield (label, pixels [row, column]) of each image of a file; see `open_images`."""
+    for image in open_images(path):
+        yield image.label, image.pixels
+
+
+def open_images(path: str | Path) -> Iterator[FileImage]:
+    """Yield the images of a file, in native byte order.
+
+    Parameters
+    ----------
+    path : str or Path
+        An image file, packed or not; an HDF5 file, whose default signal (NeXus), ``/entry/data/data``,
+        numbered ``/entry/data/data_000001`` ... or first image stack is taken; or
+        ``file.h5::/path/of/dataset``.
+
+    Raises
+    ------
+    BadFrame
+        If the file is absent, truncated, of no known format or holds no images; the message names it.
+        Images ahead of the fault are yielded first.
+    """
+    name = str(path)
+    file, _, dataset = name.partition("::")
+    try:
+        with open(file, "rb") as opened:
+            is_hdf5 = opened.read(len(_SIGNATURE)) == _SIGNATURE
+    except OSError as error:
+        raise BadFrame(f"{file}: cannot be read: {error.strerror}") from error
+    if is_hdf5:
+        yield from _hdf5_images(file, dataset)
+    elif dataset:
+        raise BadFrame(f"{name}: is not an HDF5 file, so it has no dataset {dataset}")
+    else:
+        yield from _plain_images(file)
+
+
+def _plain_images(file: str) -> Iterator[FileImage]:
+    with tempfile.TemporaryDirectory(prefix="grainwatch-") as folder:
+        image = _fabio_open(_unpacked(file, Path(folder)), file)
+        count = int(image.nframes)
+        for number in range(count):
+            frame = image if number == 0 else _fabio_frame(image, number, file)
+            label = file if count == 1 else f"{file}#{number}"
+            yield FileImage(label, _pixels(frame.data, label), _header(frame.header, file))
+
+
+def _unpacked(file: str, folder: Path) -> str:
+    """Return the path of a plain copy of a packed file, `file` itself if it is plain.
+
+    fabio guesses formats from names, so the copy keeps the name; it could unpack by itself, but
+    prints to standard output when it does.
+    """
+    opener = _PACKED.get(Path(file).suffix.lower())
+    if opener is None:
+        return file
+    copy = folder / Path(file).stem
+    try:
+        with opener(file, "rb") as packed, copy.open("wb") as plain:
+            shutil.copyfileobj(packed, plain, 1 << 20)
+    except (OSError, EOFError, ValueError) as error:
+        raise BadFrame(f"{file}: cannot be unpacked, it is truncated or damaged: {error}") from error
+    return str(copy)
+
+
+def _fabio_open(path: str, file: str) -> Any:
+    with _reader_complaints(file):
+        image = fabio.open(path)
+        if getattr(image, "incomplete_file", False):
+            raise BadFrame("the file ends before its pixels do")
+        if image.data is None:
+            raise BadFrame("holds no pixels")
+    return image
+
+
+def _fabio_frame(image: Any, number: int, file: str) -> Any:
+    with _reader_complaints(f"{file}#{number}"):
+        frame = image.get_frame(number)
+        if getattr(frame, "incomplete_data", False):
+            raise BadFrame("the file ends before its pixels do")
+    return frame
+
+
+@contextmanager
+def _reader_complaints(label: str) -> Iterator[None]:
+    """Turn whatever a reader raises, logs and warns into one `BadFrame`, or log lines of our own."""
+    collected = _Collector()
+    logger = logging.getLogger("fabio")
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(collected)
+    try:
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            yield
+    except Exception as error:
+        # Readers of thirty formats raise what they like on a damaged file.
+        said = [str(error), *collected.messages]
+        raise BadFrame(f"{label}: cannot be read as an image: {'; '.join(said)}") from error
+    finally:
+        logger.removeHandler(collected)
+        logger.propagate = propagate
+    for message in [*collected.messages, *(str(w.message) for w in warned)]:
+        _log.warning("%s: %s", label, message)
+
+
+class _Collector(logging.Handler):
+    """Keeps the text of warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+def _hdf5_images(file: str, dataset: str) -> Iterator[FileImage]:
+    try:
+        handle = h5py.File(file, "r")
+    except OSError as error:
+        raise BadFrame(f"{file}: is a damaged HDF5 file: {error}") from error
+    with handle:
+        number = 0
+        for stack in _stacks(handle, dataset, file):
+            for index in range(stack.shape[0] if stack.ndim == 3 else 1):
+                label = f"{file}::{stack.name}#{index}"
+                try:
+                    data = stack[index] if stack.ndim == 3 else stack[()]
+                except (OSError, ValueError, TypeError) as error:
+                    raise BadFrame(f"{label}: cannot be read: {error}") from error
+                yield FileImage(label, _pixels(data, label), {"file": file, "file_frame": number})
+                number += 1
+
+
+def _stacks(handle: h5py.File, dataset: str, file: str) -> list[h5py.Dataset]:
+    """Find the datasets with the images."""
+    if dataset:
+        found = _get(handle, dataset)
+        if found is None:
+            raise BadFrame(f"{file}: has no dataset {dataset}")
+        if not _is_images(found):
+            raise BadFrame(f"{file}: {dataset} is not a stack of images (2 or 3 dimensions of numbers)")
+        return [found]
+    for candidate in (_nexus_signal(handle), _get(handle, "/entry/data/data")):
+        if _is_images(candidate):
+            return [candidate]
+    group = _get(handle, "/entry/data")
+    if isinstance(group, h5py.Group):
+        numbered = [_get(group, name) for name in sorted(group, key=natural_key) if _NUMBERED.fullmatch(name)]
+        missing = [item for item in numbered if item is None]
+        if missing:
+            raise BadFrame(f"{file}: links to {len(missing)} data files that cannot be opened")
+        if numbered and all(_is_images(item) for item in numbered):
+            return numbered
+    found = _first_stack(handle)
+    if found is None:
+        raise BadFrame(f"{file}: holds no dataset with images")
+    return [found]
+
+
+def _first_stack(handle: h5py.File) -> h5py.Dataset | None:
+    flat: list[h5py.Dataset] = []
+
+    def visit(_name: str, item: Any) -> h5py.Dataset | None:
+        if _is_images(item):
+            if item.ndim == 3:
+                return item
+            flat.append(item)
+        return None
+
+    return handle.visititems(visit) or (flat[0] if flat else None)
+
+
+def _nexus_signal(handle: h5py.File) -> Any:
+    """Follow the `default` attributes to the NXdata group and return its signal."""
+    group: Any = handle
+    for _ in range(8):
+        name = _text(group.attrs.get("default"))
+        if not name:
+            break
+        group = _get(group, name)
+        if not isinstance(group, h5py.Group):
+            return None
+    signal = _text(group.attrs.get("signal"))
+    return _get(group, signal) if signal else None
+
+
+def _get(group: h5py.Group, name: str) -> Any:
+    """Return an item, None if it is absent or its link leads nowhere."""
+    try:
+        return group.get(name)
+    except (KeyError, OSError, RuntimeError):
+        return None
+
+
+def _is_images(item: Any) -> bool:
+    return (
+        isinstance(item, h5py.Dataset) and item.ndim in (2, 3) and item.dtype.kind in "uif" and item.size > 0
+    )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value if isinstance(value, str) else ""
+
+
+def _pixels(data: Any, label: str) -> npt.NDArray[Any]:
+    pixels = np.asarray(data)
+    if pixels.dtype.kind == "b":
+        pixels = pixels.astype(np.uint8)
+    if pixels.ndim != 2 or not pixels.size or pixels.dtype.kind not in "uif":
+        raise BadFrame(f"{label}: is not a grey image: {pixels.ndim} dimensions of {pixels.dtype}")
+    return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
+
+
+def _header(header: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """Return file name and the time that the header gives, as its text: files name no time zone."""
+    metadata: dict[str, Any] = {"file": file}
+    for key in _TIME_KEYS:
+        value = str(header.get(key, "")).strip()
+        if any(c.isdigit() for c in value):
+            metadata["file_time"] = value
+            break
+    return metadata
