@@ -105,6 +105,9 @@ class Crystal(msgspec.Struct, frozen=True):
     material : str
     UB : ArrayData, (3, 3) float64, 1/angstrom without 2 pi
         q = UB @ hkl in the lab frame (x along the beam); crystal to lab, active; strain included.
+    B0 : ArrayData, (3, 3) float64, 1/angstrom
+        Unstrained reciprocal basis in LaueTools' convention (a* || x, c || z): UB @ inv(B0) is
+        what LaueTools prints as its UB matrix.
     quaternion : tuple of 4 float
         Unit quaternion (w, x, y, z), w >= 0: Bunge passive (sample to crystal, crystal frame
         e1 || a, e3 || c*), in the fundamental zone of the material's proper point group.
@@ -135,6 +138,7 @@ class Crystal(msgspec.Struct, frozen=True):
 
     material: str
     UB: ArrayData
+    B0: ArrayData
     quaternion: tuple[float, float, float, float]
     euler_deg: tuple[float, float, float]
     strain_crystal: ArrayData

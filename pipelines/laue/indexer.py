@@ -295,9 +295,7 @@ class Indexer:
     @property
     def _search_radius_px(self) -> float:
         # A voted orientation is good to about a third of the angle tolerance; strain adds as much.
-        return min(
-            14.0, 0.6 * math.radians(self.parameters.angle_tolerance_deg) / self._rad_per_px
-        )
+        return min(14.0, 0.6 * math.radians(self.parameters.angle_tolerance_deg) / self._rad_per_px)
 
     def _refine_candidate(
         self, frame: _FrameSpots, view: _View, phase: int, matrix: FloatArray

@@ -302,7 +302,9 @@ def _vote(
             c1 = f[0, a] * cos + f[1, a] * sin
             c2 = f[1, a] * cos - f[0, a] * sin
             for b in range(3):
-                out_matrix[place, a, b] = c1 * frames[h, 0, b] + c2 * frames[h, 1, b] + f[2, a] * frames[h, 2, b]
+                out_matrix[place, a, b] = (
+                    c1 * frames[h, 0, b] + c2 * frames[h, 1, b] + f[2, a] * frames[h, 2, b]
+                )
         if found < size:
             found += 1
     return found

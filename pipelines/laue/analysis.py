@@ -1,0 +1,199 @@
+"""From a frame or a peak list to crystals as they are published.
+
+`LaueAnalysis` is what the daemon's pipeline and ``grainwatch index`` share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from grainwatch.messages import ArrayData, Crystal
+from pipelines import rotations
+from pipelines.frame import BadFrame
+from pipelines.laue.crystal import Material
+from pipelines.laue.geometry import Calibration, DetectorArea
+from pipelines.laue.indexer import Hint, IndexedCrystal, Indexer, IndexingParameters, Phase
+from pipelines.laue.orientation import SAMPLE_FRAMES, orientation_of
+from pipelines.laue.peaks import PeakSearch, PeakTable, find_peaks
+from pipelines.laue.refine import decompose, strain_sigma
+
+FloatArray = npt.NDArray[np.float64]
+
+UNPHYSICAL_SIGMA = 5e-3
+"""A strain with a standard deviation above this says nothing, and is flagged."""
+
+
+@dataclass(frozen=True)
+class LaueSettings:
+    """What an analysis may be told.
+
+    Attributes
+    ----------
+    energy_keV : (float, float)
+        Band of the beam on the sample.
+    sample_frame : str
+        Name of a rotation from the lab, see `SAMPLE_FRAMES`.
+    search : PeakSearch
+    indexing : IndexingParameters
+    """
+
+    energy_keV: tuple[float, float] = (5.0, 22.0)
+    sample_frame: str = "tilt40"
+    search: PeakSearch = field(default_factory=PeakSearch)
+    indexing: IndexingParameters = field(default_factory=IndexingParameters)
+
+    def __post_init__(self) -> None:
+        low, high = self.energy_keV
+        if not 0 < low < high < 200:
+            raise ValueError(f"energy_keV: expected 0 < lowest < highest < 200, got {low:g} and {high:g}")
+        if self.sample_frame not in SAMPLE_FRAMES:
+            known = ", ".join(SAMPLE_FRAMES)
+            raise ValueError(f"sample_frame: {self.sample_frame!r} is not known; known: {known}")
+
+
+@dataclass(frozen=True, eq=False)
+class FrameAnalysis:
+    """What was found in one frame: peaks, crystals as published, their indexing, flags."""
+
+    peaks: PeakTable | None
+    xy_px: FloatArray
+    crystals: tuple[Crystal, ...]
+    indexed: tuple[IndexedCrystal, ...]
+    flags: tuple[str, ...]
+
+
+class LaueAnalysis:
+    """Peak search and indexing for one detector and one set of materials."""
+
+    def __init__(
+        self,
+        materials: Sequence[Material],
+        calibration: Calibration,
+        area: DetectorArea | None = None,
+        settings: LaueSettings | None = None,
+    ) -> None:
+        self.settings = settings or LaueSettings()
+        self.calibration = calibration
+        self.area = area or DetectorArea.of(calibration)
+        self.phases = [Phase.prepare(m, calibration, self.area, self.settings.energy_keV) for m in materials]
+        self.indexer = Indexer(self.phases, self.settings.indexing)
+        self.calibration_hash = calibration_hash(calibration)
+
+    def analyse_image(
+        self, image: npt.NDArray[Any], hints: Sequence[Hint] = (), source: str = "frame"
+    ) -> FrameAnalysis:
+        """Find peaks and crystals of a frame.
+
+        Raises
+        ------
+        BadFrame
+            If the frame is for another detector, or nothing can be searched in it.
+        """
+        if image.shape != self.calibration.shape:
+            raise BadFrame(
+                f"{source} has {image.shape[0]} rows and {image.shape[1]} columns, but the calibration is for"
+                f" {self.calibration.label or 'a detector'} of {self.calibration.shape[0]} rows and"
+                f" {self.calibration.shape[1]} columns: give the calibration of this detector"
+            )
+        peaks = find_peaks(image, self.settings.search, self.area.usable)
+        result = self.analyse_peaks(peaks.xy_px, hints=hints)
+        flags = (("peaks_truncated",) if peaks.truncated else ()) + result.flags
+        return FrameAnalysis(peaks, result.xy_px, result.crystals, result.indexed, flags)
+
+    def analyse_peaks(self, xy_px: npt.ArrayLike, hints: Sequence[Hint] = ()) -> FrameAnalysis:
+        """Find the crystals of a peak list, (n, 2) px from 0, the brightest peak first."""
+        xy = np.asarray(xy_px, dtype=np.float64).reshape(-1, 2)
+        indexed = self.indexer.index(xy, hints=hints)
+        flags = ("spots_truncated",) if len(xy) > self.settings.indexing.max_spots else ()
+        crystals = tuple(self._publish(found) for found in indexed)
+        return FrameAnalysis(None, xy, crystals, tuple(indexed), flags)
+
+    def _publish(self, found: IndexedCrystal) -> Crystal:
+        material = self.phases[found.phase].material
+        reflections = self.phases[found.phase].scene.reflections
+        to_sample = SAMPLE_FRAMES[self.settings.sample_frame]
+        ub = found.matrix @ material.B0
+        quaternion, _ = orientation_of(ub, material, to_sample)
+        rotation, _ = decompose(found.matrix)
+        flags: list[str] = []
+        if found.strain is None:
+            flags.append("strain_not_refined")
+            nan = np.full((3, 3), np.nan)
+            strain_crystal, strain_sample, sigma = nan, nan, nan
+        else:
+            to_crystal = material.crystal_frame
+            strain_crystal = to_crystal @ found.strain @ to_crystal.T
+            lab_strain = rotation @ found.strain @ rotation.T
+            strain_sample = to_sample @ lab_strain @ to_sample.T
+            sigma = strain_sigma(found.covariance, to_crystal @ rotation.T)
+            if np.abs(strain_crystal).max() > self.settings.indexing.max_strain:
+                flags.append("unphysical_strain")
+            if not np.all(sigma < UNPHYSICAL_SIGMA):
+                flags.append("uncertain_strain")
+        if found.shared > 0.2 * len(found.spots):
+            flags.append("shares_spots")
+        matched = len(found.spots)
+        hkl = reflections.hkl[found.reflections] * found.orders[:, None]
+        return Crystal(
+            material=material.name,
+            UB=ArrayData.of(ub),
+            B0=ArrayData.of(material.B0),
+            quaternion=_four(quaternion),
+            euler_deg=_three(rotations.to_euler_deg(quaternion)),
+            strain_crystal=ArrayData.of(strain_crystal),
+            strain_sample=ArrayData.of(strain_sample),
+            strain_sigma=ArrayData.of(sigma),
+            orientation_sigma_deg=math.degrees(math.sqrt(float(np.trace(found.covariance[:3, :3])) / 3.0)),
+            spots_matched=matched,
+            spots_expected=found.expected,
+            match_rate=matched / found.expected,
+            chance_match_rate=found.chance_rate,
+            false_probability=found.false_probability,
+            residual_px=float(np.mean(found.distance_px)),
+            spot_indices=ArrayData.of(found.spots, "<i4"),
+            hkl=ArrayData.of(hkl, "<i2"),
+            flags=tuple(flags),
+        )
+
+
+def calibration_hash(calibration: Calibration) -> str:
+    """Return sha256 over the numbers of a calibration."""
+    text = repr((calibration.to_lauetools(), calibration.pixel_size_mm, calibration.shape, calibration.label))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_mask(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Read a mask image (any format that fabio reads, or .npy): pixels that are not 0 are masked.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be read or does not fit the detector.
+    """
+    from pipelines.files import read_images
+
+    if path.suffix == ".npy":
+        mask = np.load(path, allow_pickle=False)
+    else:
+        mask = next(iter(read_images(path)))[1]
+    if mask.shape != shape:
+        raise ValueError(f"{path}: mask of shape {mask.shape} does not fit a detector of shape {shape}")
+    return np.asarray(mask != 0)
+
+
+def _four(v: FloatArray) -> tuple[float, float, float, float]:
+    w, x, y, z = (float(c) for c in v)
+    return w, x, y, z
+
+
+def _three(v: FloatArray) -> tuple[float, float, float]:
+    a, b, c = (float(c) for c in v)
+    return a, b, c

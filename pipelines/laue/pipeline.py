@@ -1,0 +1,159 @@
+"""The Laue pipeline of the daemon: registers as "laue" under ``grainwatch.pipelines``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from grainwatch import __version__
+from grainwatch.config import ConfigError, Table
+from grainwatch.messages import AnyMessage, ArrayData, LaueResult, ModelInfo, Provenance
+from pipelines.frame import Aggregator, BadFrame, Failure, Frame, StreamContext
+from pipelines.laue.analysis import FrameAnalysis, LaueAnalysis, LaueSettings, read_mask
+from pipelines.laue.crystal import load_material
+from pipelines.laue.geometry import DetectorArea
+from pipelines.laue.indexer import Hint, IndexingParameters
+from pipelines.laue.lauetools_files import read_det
+from pipelines.laue.peaks import PeakSearch
+from pipelines.maps.aggregate import map_aggregator
+
+CLASSICAL = ModelInfo(name="classical-indexer", version=__version__)
+"""What results made without a network carry as their model."""
+
+
+class Config(Table, frozen=True, kw_only=True):
+    """``[streams.NAME.pipeline]`` with ``type = "laue"``.
+
+    `materials` are built-in names or CIF files, `geometry` a LaueTools .det file, `mask` an image
+    whose non-zero pixels are dead. `reuse_neighbours` judges the crystals of the frame before
+    first, which is faster in a scan of large grains.
+    """
+
+    materials: tuple[str, ...]
+    geometry: str
+    mask: str = ""
+    energy_keV: tuple[float, float] = (5.0, 22.0)
+    sample_frame: str = "tilt40"
+    threshold_sigma: float = 5.0
+    match_radius_px: float = 2.0
+    max_strain: float = 5e-3
+    max_false_probability: float = 1e-3
+    max_crystals: int = 24
+    reuse_neighbours: bool = False
+    map_tolerance_deg: float = 5.0
+
+
+class LauePipeline:
+    """Frame in, `LaueResult` out. Keeps nothing between frames unless `reuse_neighbours` is set."""
+
+    def __init__(self, config: Config, context: StreamContext) -> None:
+        self._analysis = open_analysis(config, f"streams.{context.stream}.pipeline")
+        self._provenance = Provenance(
+            model=CLASSICAL,
+            calibration_hash=self._analysis.calibration_hash,
+            config_hash=context.config_hash,
+        )
+        self._reuse = config.reuse_neighbours
+        self._hints: list[Hint] = []
+
+    def warm(self) -> None:
+        """Run a frame with one strong and many weak bumps through everything."""
+        rows, columns = self._analysis.calibration.shape
+        image = np.full((rows, columns), 10, dtype=np.uint16)
+        image[rows // 2 - 1 : rows // 2 + 2, columns // 2 - 1 : columns // 2 + 2] += np.array(
+            [[50, 90, 50], [90, 200, 90], [50, 90, 50]], dtype=np.uint16
+        )
+        self._analysis.analyse_image(image)
+        grid = np.stack(np.meshgrid(np.linspace(9, columns - 9, 8), np.linspace(9, rows - 9, 8)), axis=-1)
+        self._analysis.analyse_peaks(grid.reshape(-1, 2))
+
+    def process(self, frames: Sequence[Frame]) -> list[AnyMessage | Failure]:
+        """Analyse frames one by one; what is wrong with one becomes its `Failure`."""
+        return [self._one(frame) for frame in frames]
+
+    def _one(self, frame: Frame) -> AnyMessage | Failure:
+        try:
+            found = self._analysis.analyse_image(
+                frame.image.array(), self._hints, f"frame {frame.key.frame} of {frame.key.source}"
+            )
+        except BadFrame as error:
+            return Failure(frame.key, str(error))
+        if self._reuse:
+            self._hints = [Hint(c.phase, c.matrix) for c in found.indexed]
+        return LaueResult(
+            key=frame.key,
+            provenance=self._provenance,
+            n_peaks=len(found.xy_px),
+            peaks=peak_array(found),
+            crystals=found.crystals,
+            grid_index=frame.grid_index,
+            position_um=frame.position_um,
+            flags=found.flags,
+        )
+
+
+def peak_array(found: FrameAnalysis) -> ArrayData:
+    """Pack the peak table as `LaueResult.peaks`: x, y, intensity, width."""
+    peaks = found.peaks
+    if peaks is None:
+        table = np.column_stack([found.xy_px, np.zeros((len(found.xy_px), 2))])
+    else:
+        table = np.column_stack([peaks.xy_px, peaks.intensity, peaks.fwhm_px.mean(axis=1)])
+    return ArrayData.of(table, "<f4")
+
+
+def open_analysis(config: Config, where: str) -> LaueAnalysis:
+    """Read materials, calibration and mask.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key and what was expected.
+    """
+
+    def checked(key: str, error: Exception) -> ConfigError:
+        return ConfigError(f"{where}.{key}: {error}")
+
+    if not config.materials:
+        raise ConfigError(f"{where}.materials: expected at least one built-in name or CIF file")
+    try:
+        calibration = read_det(config.geometry).calibration
+    except (OSError, ValueError) as error:
+        raise checked("geometry", error) from error
+    try:
+        materials = [load_material(name) for name in config.materials]
+    except (OSError, ValueError) as error:
+        raise checked("materials", error) from error
+    try:
+        mask = read_mask(Path(config.mask), calibration.shape) if config.mask else None
+    except (OSError, ValueError) as error:
+        raise checked("mask", error) from error
+    try:
+        settings = LaueSettings(
+            energy_keV=config.energy_keV,
+            sample_frame=config.sample_frame,
+            search=PeakSearch(threshold_sigma=config.threshold_sigma),
+            indexing=IndexingParameters(
+                match_radius_px=config.match_radius_px,
+                max_strain=config.max_strain,
+                max_false_probability=config.max_false_probability,
+                max_crystals=config.max_crystals,
+            ),
+        )
+        return LaueAnalysis(materials, calibration, DetectorArea.of(calibration, mask), settings)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def build(config: Config, context: StreamContext) -> LauePipeline:
+    """Make the pipeline of a stream."""
+    return LauePipeline(config, context)
+
+
+def aggregator(config: Config, context: StreamContext, series_uid: str) -> Aggregator | None:
+    """Return what draws the map of a series; None for a stream without a scan."""
+    return map_aggregator(
+        context, series_uid, [load_material(name) for name in config.materials], config.map_tolerance_deg
+    )
