@@ -179,8 +179,9 @@ def infer_grid(positions_um: npt.ArrayLike, tolerance: float = 0.25) -> tuple[Sc
 
     Each axis is sorted and cut into levels at the gaps. Of the cuts that give equidistant
     levels, the finest whose levels are at least half occupied wins, so that jitter is not taken
-    for a step and missing lines do not widen it. An axis that moves by less than half of the
-    smallest conceivable step of the longest axis stands still.
+    for a step and missing lines do not widen it. An axis stands still when the longer axes tell
+    all positions apart without it and it moves by less than half of the smallest conceivable
+    step of the longest axis.
 
     Parameters
     ----------
@@ -207,12 +208,11 @@ def infer_grid(positions_um: npt.ArrayLike, tolerance: float = 0.25) -> tuple[Sc
         raise NotAGrid("a position is not a number")
     extent = np.ptp(xyz, axis=0)
     still = 0.5 * float(extent.max()) / max(len(xyz) - 1, 1)
-    origin, step, index = [], [], []
-    for axis in range(xyz.shape[1]):
-        if extent[axis] <= still and not (extent[axis] > 0 and extent[axis] == extent.max()):
-            origin.append(float(xyz[:, axis].mean()))
-            step.append(0.0)
-            index.append(np.zeros(len(xyz), dtype=np.int64))
+    origin, step = xyz.mean(axis=0), np.zeros(xyz.shape[1])
+    indices = np.zeros(xyz.shape, dtype=np.int64)
+    for axis in np.argsort(-extent, kind="stable"):
+        apart = len(np.unique(indices, axis=0)) == len(xyz)
+        if extent[axis] == 0 or (apart and extent[axis] <= still):
             continue
         found = _equidistant(xyz[:, axis], tolerance)
         if found is None:
@@ -220,16 +220,13 @@ def infer_grid(positions_um: npt.ArrayLike, tolerance: float = 0.25) -> tuple[Sc
                 f"axis {'xyz'[axis]}: {len(xyz)} positions from {xyz[:, axis].min():g} to "
                 f"{xyz[:, axis].max():g} um are not equidistant within {tolerance:g} steps"
             )
-        origin.append(found[0])
-        step.append(found[1])
-        index.append(found[2])
-    indices = np.stack(index, axis=-1)
+        origin[axis], step[axis], indices[:, axis] = found
     unique, counts = np.unique(indices, axis=0, return_counts=True)
     if counts.max() > 1:
         twice = _tuple(unique[int(counts.argmax())])
         raise NotAGrid(f"{counts.max()} positions fall on the same grid point {twice}")
     shape = tuple(int(n) + 1 for n in indices.max(axis=0))
-    return ScanGrid(shape, tuple(step), origin_um=tuple(origin)), indices
+    return ScanGrid(shape, _tuple(step), origin_um=_tuple(origin)), indices
 
 
 def _equidistant(values: FloatArray, tolerance: float) -> tuple[float, float, IntArray] | None:

@@ -80,7 +80,7 @@ def scan_results(
                 multiply(_small_rotation(noise_deg, rng), q0[label]), material.proper_point_group
             )
             ub = to_matrix(q).T @ material.crystal_frame @ material.B0
-            crystals.append(_crystal(material.name, q, ub, 40 - 15 * rank, noise_deg))
+            crystals.append(_crystal(material, q, ub, 40 - 15 * rank, noise_deg))
         yield LaueResult(
             key=FrameKey(source, series_uid, frame),
             provenance=provenance,
@@ -97,13 +97,14 @@ def _small_rotation(sigma_deg: float, rng: np.random.Generator) -> FloatArray:
     return np.asarray(q / math.sqrt(float(q @ q)))
 
 
-def _crystal(material: str, q: FloatArray, ub: FloatArray, spots: int, sigma_deg: float) -> Crystal:
+def _crystal(material: Material, q: FloatArray, ub: FloatArray, spots: int, sigma_deg: float) -> Crystal:
     zero = ArrayData.of(np.zeros((3, 3)))
     w, x, y, z = q.tolist()
     phi1, tilt, phi2 = to_euler_deg(q).tolist()
     return Crystal(
-        material=material,
+        material=material.name,
         UB=ArrayData.of(ub),
+        B0=ArrayData.of(material.B0),
         quaternion=(w, x, y, z),
         euler_deg=(phi1, tilt, phi2),
         strain_crystal=zero,

@@ -228,6 +228,49 @@ def test_a_replacement_splits_a_grain_and_the_larger_piece_keeps_the_id() -> Non
     assert built.snapshot().grains[0].size_points == 7
 
 
+@pytest.mark.parametrize("hub_first", [True, False])
+def test_of_three_pieces_the_largest_keeps_the_id(hub_first: bool) -> None:
+    """Arms of 1, 3 and 3 points around a hub: of the two larger the one with the first point stays."""
+    labels = np.full((7, 4), -1)
+    labels[:, 0] = 0
+    labels[3, 1] = 0
+    q = random_rotations(2, np.random.default_rng(1))
+    results = [r for r in frames(labels, q) if r.crystals]
+    built = builder(labels.shape)
+    for result in results if hub_first else results[::-1]:
+        built.add(result)
+    labels[3, 0] = 1
+    hub = next(r for r in frames(labels, q) if r.grid_index == (3, 0))
+    update = built.add(hub)
+    ids = {p.grid_index: p.grain_id for p in built.snapshot().points}
+    assert {ids[x, 0] for x in range(3)} == {0}
+    assert len({ids[x, 0] for x in range(4, 7)}) == 1
+    assert len({ids[0, 0], ids[4, 0], ids[3, 1], ids[3, 0]}) == 4
+    assert {p.grid_index for p in update.points} == {(3, 0), (4, 0), (5, 0), (6, 0), (3, 1)}
+
+
+def test_a_point_that_is_in_a_grain_twice_counts_once() -> None:
+    """Two crystals of one point, 3 deg apart, become one grain through a chain of neighbours."""
+    q = random_rotations(1, np.random.default_rng(4))[0]
+
+    def tilted(deg: float) -> LaueResult:
+        half = math.radians(deg) / 2
+        turn = np.array([math.cos(half), math.sin(half), 0.0, 0.0])
+        return frames(np.array([0]), multiply(turn, q)[None], noise_deg=0.0)[0]
+
+    replace = msgspec.structs.replace
+    ring = {(1, 0): 1.0, (1, 1): 2.0, (0, 1): 3.0}
+    results = [replace(tilted(deg), grid_index=index) for index, deg in ring.items()]
+    both = (tilted(0.0).crystals[0], tilted(3.5).crystals[0])
+    results.append(replace(tilted(0.0), crystals=both, grid_index=(0, 0)))
+    for order in (results, results[::-1], [results[i] for i in (0, 3, 2, 1)]):
+        (grain,) = map_of((2, 2), order, tolerance_deg=1.5).grains
+        assert grain.size_points == 4
+        assert grain.centre == (0.5, 0.5)
+        # angles 0, 1, 2, 3, 3.5 about one axis: their standard deviation
+        assert grain.spread_deg == pytest.approx(float(np.std([0, 1, 2, 3, 3.5])), rel=1e-3)
+
+
 def test_twins_stay_apart_also_in_one_frame() -> None:
     q = random_rotations(1, np.random.default_rng(4))[0]
     pair = np.stack([q, multiply(TWIN, q)])
