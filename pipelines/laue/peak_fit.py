@@ -15,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.kernels import kernel
-from pipelines.laue.peak_detect import select
+from pipelines.laue.peak_rows import select
 
 FloatArray = npt.NDArray[np.float64]
 
 FIT_COLUMNS = 13
 """Columns of a fit: A, x, y, a, b, c, B, variance of x, of y, reduced chi square, status, half, signal."""
 
-A, X, Y, QA, QB, QC, B, VAR_X, VAR_Y, CHI2, STATUS, HALF, SIGNAL = range(FIT_COLUMNS)
+HEIGHT, X, Y, QA, QB, QC, LEVEL, VAR_X, VAR_Y, CHI2, STATUS, HALF, SIGNAL = range(FIT_COLUMNS)
 
 FITTED, FAILED, REJECTED = 1.0, 0.0, -1.0
 _STEEPEST = 6.0  # a, c of a spot of standard deviation 0.41 px, sharper than one pixel can show
@@ -61,36 +61,41 @@ def solve_positive(matrix: Any, vector: Any, n: int) -> bool:
     return True
 
 
-@kernel("float64(float64[:, ::1], int64, float64[::1], float64[:, ::1], float64[::1], boolean)")
-def accumulate(pixels: Any, n: int, p: Any, normal: Any, gradient: Any, derivatives: bool) -> float:
-    """Return the sum of squared residuals; fill JᵀJ (lower triangle) and Jᵀr.
-
-    `pixels` holds dx, dy, value in its rows' first n columns.
-    """
+@kernel("float64(float64[::1], float64[::1])", fastmath=True)
+def _dot(u: Any, v: Any) -> float:
+    """Return the scalar product; re-association lets it run in vector registers."""
     total = 0.0
-    if derivatives:
-        normal[:, :] = 0.0
-        gradient[:] = 0.0
-    j = np.empty(7)
-    for k in range(n):
-        dx, dy = pixels[0, k] - p[1], pixels[1, k] - p[2]
-        e = np.exp(-0.5 * (p[3] * dx * dx + 2.0 * p[4] * dx * dy + p[5] * dy * dy))
-        g = p[0] * e
-        residual = pixels[2, k] - g - p[6]
-        total += residual * residual
-        if derivatives:
-            j[0] = e
-            j[1] = g * (p[3] * dx + p[4] * dy)
-            j[2] = g * (p[4] * dx + p[5] * dy)
-            j[3] = -0.5 * g * dx * dx
-            j[4] = -g * dx * dy
-            j[5] = -0.5 * g * dy * dy
-            j[6] = 1.0
-            for u in range(7):
-                gradient[u] += j[u] * residual
-                for v in range(u + 1):
-                    normal[u, v] += j[u] * j[v]
+    for k in range(u.size):
+        total += u[k] * v[k]
     return total
+
+
+@kernel("float64(float64[:, ::1], float64[:, ::1], float64[::1], float64[:, ::1], float64[::1])")
+def linearise(pixels: Any, jacobian: Any, p: Any, normal: Any, gradient: Any) -> float:
+    """Fill Jᵀ (7, n), JᵀJ (lower triangle) and Jᵀr; return the sum of squared residuals.
+
+    `pixels` holds dx, dy and value of n pixels and has a fourth row for the residuals.
+    """
+    x, y, value, residual = pixels[0], pixels[1], pixels[2], pixels[3]
+    e, jx, jy, ja, jb, jc = jacobian[0], jacobian[1], jacobian[2], jacobian[3], jacobian[4], jacobian[5]
+    for k in range(x.size):
+        dx, dy = x[k] - p[1], y[k] - p[2]
+        e[k] = np.exp(-0.5 * (p[3] * dx * dx + 2.0 * p[4] * dx * dy + p[5] * dy * dy))
+    for k in range(x.size):
+        dx, dy = x[k] - p[1], y[k] - p[2]
+        g = p[0] * e[k]
+        jx[k] = g * (p[3] * dx + p[4] * dy)
+        jy[k] = g * (p[4] * dx + p[5] * dy)
+        ja[k] = -0.5 * g * dx * dx
+        jb[k] = -g * dx * dy
+        jc[k] = -0.5 * g * dy * dy
+        residual[k] = value[k] - g - p[6]
+    jacobian[6, :] = 1.0
+    for u in range(7):
+        gradient[u] = _dot(jacobian[u], residual)
+        for v in range(u + 1):
+            normal[u, v] = _dot(jacobian[u], jacobian[v])
+    return float(_dot(residual, residual))
 
 
 @kernel("boolean(float64[::1])")
@@ -101,70 +106,72 @@ def plausible(p: Any) -> bool:
     )
 
 
-@kernel("boolean(float64[:, ::1], int64, float64[::1], float64)")
-def levenberg(pixels: Any, n: int, p: Any, reach: float) -> bool:
-    """Fit the seven parameters in place; False unless it converges within `reach` px of the start."""
-    normal, trial_normal = np.empty((7, 7)), np.empty((7, 7))
-    gradient, step, trial = np.empty(7), np.empty(7), np.empty(7)
+@kernel("boolean(float64[:, ::1], float64[:, ::1], float64[::1], float64[:, :, ::1], float64)")
+def levenberg(pixels: Any, jacobian: Any, p: Any, work: Any, reach: float) -> bool:
+    """Fit the seven parameters in place; False unless it converges within `reach` px of the start.
+
+    `work` is (3, 8, 7): normal matrix and gradient of the accepted and of the tried parameters,
+    and the damped matrix. On return work[0] and `jacobian` belong to the last accepted step.
+    """
+    step, trial = np.empty(7), np.empty(7)
+    damped = work[2, :7]
     x0, y0 = p[1], p[2]
-    damping = 1e-3
-    cost = accumulate(pixels, n, p, normal, gradient, True)
-    for _ in range(25):
+    damping, now = 1e-3, 0
+    cost = linearise(pixels, jacobian, p, work[now, :7], work[now, 7])
+    for _ in range(30):
         for u in range(7):
-            step[u] = gradient[u]
+            step[u] = work[now, 7, u]
             for v in range(u + 1):
-                trial_normal[u, v] = normal[u, v]
-            trial_normal[u, u] = normal[u, u] * (1.0 + damping) + 1e-12
+                damped[u, v] = work[now, u, v]
+            damped[u, u] = work[now, u, u] * (1.0 + damping) + 1e-12
         accepted = False
-        if solve_positive(trial_normal, step, 7):
+        if solve_positive(damped, step, 7):
             for u in range(7):
                 trial[u] = p[u] + step[u]
             if plausible(trial) and abs(trial[1] - x0) < reach and abs(trial[2] - y0) < reach:
-                new_cost = accumulate(pixels, n, trial, normal, gradient, False)
-                accepted = new_cost <= cost
+                tried = linearise(pixels, jacobian, trial, work[1 - now, :7], work[1 - now, 7])
+                accepted = tried <= cost * (1.0 + 1e-12)
+                if accepted:
+                    cost = tried
         if not accepted:
             damping *= 8.0
             if damping > 1e7:
                 return False
             continue
-        small = abs(step[1]) < 2e-3 and abs(step[2]) < 2e-3 and abs(step[0]) < 2e-3 * abs(trial[0])
+        now = 1 - now
         p[:] = trial
-        if small and damping < 1.0:
-            return True
         damping = max(damping * 0.1, 1e-9)
-        cost = accumulate(pixels, n, p, normal, gradient, True)
+        # The steps of an undamped fit shrink quadratically: the next would be negligible.
+        if abs(step[1]) < 3e-3 and abs(step[2]) < 3e-3 and abs(step[0]) < 3e-3 * p[0] and damping < 0.1:
+            work[0, :, :] = work[now, :, :]
+            return True
     return False
 
 
-@kernel("void(float64[:, ::1], int64, float64[::1], float64, float64, float64[::1])")
-def uncertainty(pixels: Any, n: int, p: Any, noise: float, gain: float, out: Any) -> None:
-    """Write variance of x, variance of y and reduced chi square of a fit."""
-    normal, gradient = np.empty((7, 7)), np.empty(7)
-    accumulate(pixels, n, p, normal, gradient, True)
+@kernel(
+    "void(float64[:, ::1], float64[:, ::1], float64[::1], float64[:, :, ::1], float64, float64, float64[::1])"
+)
+def uncertainty(pixels: Any, jacobian: Any, p: Any, work: Any, noise: float, gain: float, out: Any) -> None:
+    """Write variance of x, variance of y and reduced chi square of a fit; NaN if it is degenerate."""
     rows = np.zeros((2, 7))
+    damped = work[2, :7]
     for u in range(2):
-        factor = normal.copy()
+        damped[:, :] = work[0, :7]
         rows[u, 1 + u] = 1.0
-        if not solve_positive(factor, rows[u], 7):
+        if not solve_positive(damped, rows[u], 7):
             out[:] = np.nan
             return
     chi2, var_x, var_y = 0.0, 0.0, 0.0
+    n = pixels.shape[1]
     for k in range(n):
-        dx, dy = pixels[0, k] - p[1], pixels[1, k] - p[2]
-        e = np.exp(-0.5 * (p[3] * dx * dx + 2.0 * p[4] * dx * dy + p[5] * dy * dy))
-        g = p[0] * e
-        variance = noise * noise + gain * g
-        residual = pixels[2, k] - g - p[6]
-        chi2 += residual * residual / variance
-        jx, jy = g * (p[3] * dx + p[4] * dy), g * (p[4] * dx + p[5] * dy)
-        t0, t1, t2 = -0.5 * g * dx * dx, -g * dx * dy, -0.5 * g * dy * dy
-        for u in range(2):
-            q = rows[u]
-            s = q[0] * e + q[1] * jx + q[2] * jy + q[3] * t0 + q[4] * t1 + q[5] * t2 + q[6]
-            if u == 0:
-                var_x += s * s * variance
-            else:
-                var_y += s * s * variance
+        variance = noise * noise + gain * p[0] * jacobian[0, k]
+        chi2 += pixels[3, k] * pixels[3, k] / variance
+        sx, sy = 0.0, 0.0
+        for u in range(7):
+            sx += rows[0, u] * jacobian[u, k]
+            sy += rows[1, u] * jacobian[u, k]
+        var_x += sx * sx * variance
+        var_y += sy * sy * variance
     chi2 /= max(n - 7, 1)
     out[0], out[1], out[2] = var_x * max(chi2, 1.0), var_y * max(chi2, 1.0), chi2
 
@@ -294,7 +301,8 @@ def fit_windows(
     """
     size = windows.shape[1]
     centre = size // 2
-    pixels, p, spread = np.empty((3, size * size)), np.empty(7), np.empty(3)
+    p, spread, work = np.empty(7), np.empty(3), np.zeros((3, 8, 7))
+    pixel_room, jacobian_room = np.empty(4 * size * size), np.empty(7 * size * size)
     clean = np.empty((size, size))
     for k in range(windows.shape[0]):
         i = which[k]
@@ -348,6 +356,12 @@ def fit_windows(
             n = 0
             for a in range(max(ca - half, 0), min(ca + half + 1, size)):
                 for b in range(max(cb - half, 0), min(cb + half + 1, size)):
+                    if clean[a, b] == clean[a, b]:
+                        n += 1
+            pixels, jacobian = pixel_room[: 4 * n].reshape(4, n), jacobian_room[: 7 * n].reshape(7, n)
+            n = 0
+            for a in range(max(ca - half, 0), min(ca + half + 1, size)):
+                for b in range(max(cb - half, 0), min(cb + half + 1, size)):
                     v = clean[a, b]
                     if v == v:
                         pixels[0, n], pixels[1, n], pixels[2, n] = b, a, v
@@ -357,9 +371,9 @@ def fit_windows(
             p[0], p[1], p[2], p[6] = max(top, noise), xc, yc, level
             p[3], p[4], p[5] = 1.0 / width2, 0.0, 1.0 / width2
             reach = 2.0 + 0.5 * start[i, 4]
-            if not levenberg(pixels, n, p, reach):
+            if not levenberg(pixels, jacobian, p, work, reach):
                 break
-            uncertainty(pixels, n, p, noise, gain, spread)
+            uncertainty(pixels, jacobian, p, work, noise, gain, spread)
             if not (spread[0] > 0.0 and spread[1] > 0.0):
                 break
             out[i, :7] = p
