@@ -19,14 +19,16 @@ def compute(pipeline: Pipeline, frames: Sequence[Frame]) -> list[Outcome]:
     """Return one outcome a frame, in order, with the computing time in the results.
 
     Pipelines answer bad frames with a `Failure`. What they raise nevertheless is a defect: it is
-    logged with its traceback and fails the batch, not the worker.
+    logged with its traceback and fails the frame that made it raise, not the worker.
     """
     begin = time.perf_counter()
     try:
         outcomes = pipeline.process(frames)
     except Exception as error:
-        log.exception("the pipeline raised on %s", ", ".join(str(f.key.frame) for f in frames))
-        return [Failure(f.key, f"pipeline error: {type(error).__name__}: {error}") for f in frames]
+        log.exception("the pipeline raised on frame %s", ", ".join(str(f.key.frame) for f in frames))
+        if len(frames) == 1:
+            return [Failure(frames[0].key, f"pipeline error: {type(error).__name__}: {error}")]
+        return [outcome for frame in frames for outcome in compute(pipeline, [frame])]
     if len(outcomes) != len(frames):
         reason = f"pipeline error: {len(outcomes)} outcomes for {len(frames)} frames"
         return [Failure(f.key, reason) for f in frames]

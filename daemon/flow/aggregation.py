@@ -1,0 +1,97 @@
+"""Summing up a series (a map) beside the flow, in a thread of its own for each stream."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+from daemon.flow.edge import Edge
+from daemon.flow.ledger import Series
+from daemon.flow.outbox import Outbox
+from grainwatch.config import EdgeTable
+from grainwatch.messages import AnyMessage, LaueResult, Times
+from pipelines.frame import Aggregator
+
+log = logging.getLogger(__name__)
+
+
+class Aggregation:
+    """Feeds each result of a stream to the aggregator of its series and publishes what that says.
+
+    Parameters
+    ----------
+    stream : str
+    make : callable
+        Makes the aggregator of a series from its uid; None where there is nothing to sum up.
+    outbox : Outbox
+    closed : callable
+        Told of each series that is complete, after its last message was published.
+    """
+
+    def __init__(
+        self,
+        stream: str,
+        make: Callable[[str], Aggregator | None],
+        outbox: Outbox,
+        closed: Callable[[Series], None],
+    ) -> None:
+        self._stream = stream
+        self._make = make
+        self._outbox = outbox
+        self._closed = closed
+        self.edge: Edge[LaueResult | Series] = Edge(f"{stream} maps", EdgeTable())
+        self._aggregators: dict[str, Aggregator | None] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"maps-{stream}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def add(self, result: LaueResult) -> None:
+        """Take a result; waits when the aggregator cannot follow."""
+        self.edge.put(result)
+
+    def end(self, series: Series) -> None:
+        """Take note that a series is complete."""
+        self.edge.put_always(series)
+
+    def stop(self, timeout: float) -> None:
+        """Finish what was given and stop."""
+        self._stop.set()
+        self.edge.close()
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while True:
+            stopping = self._stop.is_set()
+            items = self.edge.get_many(64, 0.0 if stopping else 0.2)
+            if stopping and not items:
+                return
+            for item in items:
+                if isinstance(item, Series):
+                    self._finish(item)
+                else:
+                    self._guarded(item.key.series_uid, lambda a, given=item: a.add(given))
+
+    def _finish(self, series: Series) -> None:
+        if series.uid in self._aggregators:
+            self._guarded(series.uid, lambda aggregator: aggregator.finish())
+            self._aggregators.pop(series.uid, None)
+        self._closed(series)
+
+    def _guarded(self, uid: str, call: Callable[[Aggregator], Sequence[AnyMessage]]) -> None:
+        """Call an aggregator and publish; one that raises is given up for its series."""
+        try:
+            if uid not in self._aggregators:
+                self._aggregators[uid] = self._make(uid)
+            aggregator = self._aggregators[uid]
+            if aggregator is None:
+                return
+            for message in call(aggregator):
+                self._outbox.publish(self._stream, message, Times())
+        except Exception:
+            log.exception("%s: the map of series %s is given up", self._stream, uid[:8])
+            self._aggregators[uid] = None

@@ -1,0 +1,277 @@
+"""From what a source says to frames: series, order, gaps, and everything a detector may do wrong.
+
+One tracker a stream, in the stream's receive thread. Each arrival is judged here and either
+becomes a frame in flight or ends at once, in the ledger, with a reason for an operator.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from daemon.flow.ledger import Ledger, Series
+from daemon.flow.scan import GridWalk
+from daemon.sinks.base import SeriesOpened
+from daemon.sources.base import Arrival, Bad, Event, Exhausted, SeriesEnd, SeriesStart
+from grainwatch.config import ScanTable
+from grainwatch.messages import FrameKey
+from pipelines.frame import Frame
+
+log = logging.getLogger(__name__)
+
+#: A number this far beyond those expected is garbage, not a gap.
+FARTHEST_JUMP: Final = 10_000_000
+#: Ended series whose late images are told apart from images of unknown series.
+REMEMBERED: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A frame in flight. `again`: the same key may have been published before a crash."""
+
+    frame: Frame
+    received_monotonic: float
+    again: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    """The series that is under way."""
+
+    series: Series
+    walk: GridWalk | None
+    channels: tuple[str, ...]
+    forms: dict[str, tuple[tuple[int, int], str]] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)
+
+
+class SeriesTracker:
+    """Judges the events of one stream.
+
+    Parameters
+    ----------
+    stream : str
+    ledger : Ledger
+    scan : ScanTable or None
+        The grid that the frames of a series walk over.
+    open_before : list of Series
+        Series of this stream that the ledger knows as open: images that go on arriving belong to
+        them, although no start comes again.
+    opened : callable
+        Told of each series that opens or goes on.
+    """
+
+    def __init__(
+        self,
+        stream: str,
+        ledger: Ledger,
+        scan: ScanTable | None,
+        open_before: list[Series],
+        opened: Callable[[SeriesOpened], None],
+    ) -> None:
+        self.stream = stream
+        self.last_error = ""
+        self._ledger = ledger
+        self._scan = scan
+        self._opened = opened
+        self._open: _Open | None = None
+        self._waiting = {s.detector_series: s for s in open_before}
+        self._ended: deque[Series] = deque(maxlen=REMEMBERED)
+
+    @property
+    def series_uid(self) -> str:
+        """The uid of the series that is under way, "" between series."""
+        return self._open.series.uid if self._open else ""
+
+    def take(self, event: Event) -> Taken | None:
+        """Judge an event; return the frame that it brought, if it may go on."""
+        match event:
+            case SeriesStart():
+                self._start(event)
+            case Arrival():
+                return self._arrival(event)
+            case Bad():
+                self._bad(event)
+            case SeriesEnd(detector_series):
+                self._end(detector_series)
+            case Exhausted() if self._open is not None:
+                self._close(self._open.series)
+        return None
+
+    def stop(self) -> None:
+        """The daemon stops in mid-series: the series may go on after a restart."""
+        for series in self._waiting.values():
+            self._ledger.end_series(series, suspend=True)
+        self._waiting = {}
+        if self._open is not None:
+            self._ledger.end_series(self._open.series, suspend=True)
+            self._open = None
+
+    # Starts and ends.
+
+    def _start(self, start: SeriesStart) -> None:
+        if self._open is not None:
+            log.warning(
+                "%s: series %s starts while %s is open: closing that one",
+                self.stream,
+                start.detector_series,
+                self._open.series.detector_series,
+            )
+            self._close(self._open.series)
+        for series in self._waiting.values():
+            self._close(series)
+        self._waiting = {}
+        series = self._ledger.open_series(
+            self.stream,
+            start.detector_series,
+            start.first_frame,
+            start.n_frames,
+            start.channels,
+            time.time(),
+        )
+        self._enter(series, start.channels, start.metadata)
+        expected = "" if start.n_frames is None else f", {start.n_frames} frames to come"
+        log.info("%s: series %s starts (%s)%s", self.stream, start.detector_series, series.uid[:8], expected)
+
+    def _enter(self, series: Series, channels: tuple[str, ...], metadata: Any) -> None:
+        walk = GridWalk(self._scan, series.first_frame) if self._scan else None
+        self._open = _Open(series, walk, channels)
+        self._opened(
+            SeriesOpened(
+                stream=self.stream,
+                series_uid=series.uid,
+                started=series.started,
+                detector_series=series.detector_series,
+                n_frames=series.n_frames,
+                scan_shape=self._scan.shape if self._scan else None,
+                metadata=metadata,
+            )
+        )
+
+    def _end(self, detector_series: str) -> None:
+        if self._open is not None and self._open.series.detector_series == detector_series:
+            self._close(self._open.series)
+        elif detector_series in self._waiting:
+            self._close(self._waiting.pop(detector_series))
+        else:
+            log.warning("%s: series %s ends that did not start", self.stream, detector_series)
+
+    def _close(self, series: Series) -> None:
+        self._ledger.end_series(series)
+        self._ended.append(series)
+        if self._open is not None and self._open.series is series:
+            self._open = None
+        log.info("%s: series %s ended (%s)", self.stream, series.detector_series, series.uid[:8])
+
+    def _find(self, detector_series: str) -> _Open | None:
+        """Return the series under way if it is the one, or go on with one that was open before."""
+        if self._open is not None and self._open.series.detector_series == detector_series:
+            return self._open
+        series = self._waiting.pop(detector_series, None)
+        if series is None:
+            return None
+        if self._open is not None:
+            self._close(self._open.series)
+        log.info("%s: series %s goes on (%s)", self.stream, detector_series, series.uid[:8])
+        self._enter(series, tuple(series.accounts), {})
+        return self._open
+
+    # Images.
+
+    def _arrival(self, arrival: Arrival) -> Taken | None:
+        now, now_monotonic = time.time(), time.monotonic()
+        current = self._find(arrival.detector_series)
+        if current is None:
+            self._stray(arrival.detector_series, arrival.channel, arrival.frame)
+            return None
+        again = self._admit(current, arrival.channel, arrival.frame)
+        if again is None:
+            return None
+        series = current.series
+        key = FrameKey(self.stream, series.uid, arrival.frame, arrival.channel)
+        reason = self._form_error(current, arrival)
+        if reason:
+            self._ledger.end(key, "failed", reason)
+            self._say(f"frame {arrival.frame}: {reason}")
+            return None
+        frame = Frame(
+            key=key,
+            image=arrival.image,
+            acquired=arrival.acquired,
+            received=now,
+            grid_index=current.walk.index(arrival.frame, arrival.position_um) if current.walk else None,
+            position_um=arrival.position_um,
+            metadata=arrival.metadata,
+        )
+        return Taken(frame, now_monotonic, again)
+
+    def _admit(self, current: _Open, channel: str, frame: int) -> bool | None:
+        """Note a numbered arrival of the open series; None when it may not go on, else `again`."""
+        series = current.series
+        if channel not in current.channels and channel not in current.said:
+            current.said.add(channel)
+            self._say(f"channel {channel!r} was not announced at the start of the series")
+        expected = series.highest()
+        if series.n_frames is not None:
+            expected = max(expected, series.first_frame + series.n_frames - 1)
+        if not series.first_frame <= frame <= expected + FARTHEST_JUMP:
+            reason = f"number {frame} makes no sense, expected {series.first_frame} to about {expected + 1}"
+            self._ledger.beside(series, channel, None, "failed", reason)
+            self._say(reason)
+            return None
+        known = self._ledger.whether_new(series, channel, frame)
+        if known == "repeated":
+            self._ledger.beside(series, channel, frame, "dropped", "repeated")
+            self._say(f"frame {frame} came again: dropped")
+            return None
+        self._ledger.received(series, channel, frame)
+        return known == "lost"
+
+    def _form_error(self, current: _Open, arrival: Arrival) -> str:
+        """Hold an image against the first one of its channel."""
+        image = arrival.image
+        form = (image.shape, image.dtype.name)
+        first = current.forms.setdefault(arrival.channel, form)
+        if form == first:
+            return ""
+        (rows, columns), pixels = form
+        return (
+            f"image is {rows} x {columns} {pixels}, the series began with"
+            f" {first[0][0]} x {first[0][1]} {first[1]}"
+        )
+
+    def _stray(self, detector_series: str, channel: str, frame: int | None, reason: str = "") -> None:
+        """Fail an image of a series that is not open."""
+        for series in reversed(self._ended):
+            if series.detector_series == detector_series:
+                why = reason or f"image after the end of series {detector_series}"
+                self._ledger.beside(series, channel, frame, "failed", why)
+                self._say(f"frame {frame}: {why}")
+                return
+        why = reason or f"image of series {detector_series}, which did not start"
+        self._ledger.beside(self._ledger.no_series(self.stream), channel, frame, "failed", why)
+        self._say(f"frame {frame}: {why}")
+
+    def _bad(self, bad: Bad) -> None:
+        current = self._find(bad.detector_series) if bad.detector_series is not None else self._open
+        if bad.frame is None:
+            series = current.series if current else self._ledger.no_series(self.stream)
+            self._ledger.beside(series, bad.channel, None, "failed", bad.reason)
+            self._say(bad.reason)
+        elif current is None:
+            self._stray(bad.detector_series or "", bad.channel, bad.frame, bad.reason)
+        elif self._admit(current, bad.channel, bad.frame) is not None:
+            key = FrameKey(self.stream, current.series.uid, bad.frame, bad.channel)
+            self._ledger.end(key, "failed", bad.reason)
+            self._say(f"frame {bad.frame}: {bad.reason}")
+
+    def _say(self, what: str) -> None:
+        """Tell the operator: always in `status`, in the log when it is news."""
+        news = what.split(":")[-1] != self.last_error.split(":")[-1]
+        self.last_error = what
+        if news:
+            log.warning("%s: %s", self.stream, what)

@@ -1,0 +1,160 @@
+"""One stream of the front process: its source and receive thread, its intake, its figures."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from daemon.flow.aggregation import Aggregation
+from daemon.flow.edge import Edge
+from daemon.flow.ledger import Ledger
+from daemon.flow.plugins import PipelinePlugin
+from daemon.flow.series import SeriesTracker, Taken
+from daemon.sources.base import Exhausted, Source
+from grainwatch.config import EdgeTable
+from grainwatch.messages import StreamHealth
+
+log = logging.getLogger(__name__)
+
+#: Over how many seconds the rate is taken, and over how many frames the latencies.
+RATE_S = 5.0
+LATENCIES = 2000
+
+
+class Stream:
+    """Reads a source in a thread of its own: source -> tracker -> intake.
+
+    That thread waits for nothing but room in the intake, and only where its policy is to block:
+    then the instrument's own buffer fills.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        plugin: PipelinePlugin,
+        tracker: SeriesTracker,
+        intake: EdgeTable,
+        ledger: Ledger,
+        wake: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self.plugin = plugin
+        self.tracker = tracker
+        self.intake: Edge[Taken] = Edge(f"{name} intake", intake, wake)
+        self.aggregation: Aggregation | None = None
+        self.exhausted = False
+        self.fault = ""
+        self._source: Source | None = None
+        self._ledger = ledger
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._receive, name=f"receive-{name}", daemon=True)
+        self._last_error = ""
+        self._latencies: deque[float] = deque(maxlen=LATENCIES)
+        self._settled = 0
+        self._marks: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+
+    def start(self, source: Source) -> None:
+        """Start to receive."""
+        self._source = source
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Read no more; what has been read goes on."""
+        self._stop.set()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the receive thread; return whether it has ended."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come."""
+        return (self.exhausted or bool(self.fault)) and not self._thread.is_alive()
+
+    def note_done(self, taken: Taken) -> None:
+        """Count a published result."""
+        self._settled += 1
+        self._latencies.append(time.monotonic() - taken.received_monotonic)
+
+    def note_failed(self, frame: int, reason: str) -> None:
+        """Count a failed frame and keep its reason for `status`."""
+        self._settled += 1
+        if reason != self._last_error.partition(": ")[2]:
+            log.warning("%s: frame %d failed: %s", self.name, frame, reason)
+        self._last_error = f"frame {frame}: {reason}"
+
+    def health(self) -> StreamHealth:
+        """Return the stream's counters and figures."""
+        total = self._ledger.totals(self.name)
+        latencies = sorted(self._latencies)
+        return StreamHealth(
+            stream=self.name,
+            state=self._state(),
+            series_uid=self.tracker.series_uid,
+            received=total["received"],
+            done=total["done"],
+            failed=total["failed"],
+            dropped=total["dropped"],
+            lost=total["lost"],
+            missing=total["missing"],
+            in_flight=total["in_flight"],
+            rate_hz=self._rate_hz(),
+            latency_p50_s=_quantile(latencies, 0.5),
+            latency_p99_s=_quantile(latencies, 0.99),
+            last_error=self.fault or self._last_error or self.tracker.last_error,
+        )
+
+    def describe(self) -> str:
+        """Say what the source listens to."""
+        return self._source.describe() if self._source else "not open"
+
+    def _state(self) -> str:
+        if self.fault:
+            return "fault"
+        if self.exhausted:
+            return "exhausted"
+        if self._stop.is_set():
+            return "stopping"
+        return "running" if self.tracker.series_uid else "idle"
+
+    def _rate_hz(self) -> float:
+        now = time.monotonic()
+        while len(self._marks) > 1 and self._marks[1][0] < now - RATE_S:
+            self._marks.popleft()
+        then, count = self._marks[0]
+        if now - self._marks[-1][0] > 0.5:
+            self._marks.append((now, self._settled))
+        return (self._settled - count) / (now - then) if now - then > 0.2 else 0.0
+
+    def _receive(self) -> None:
+        assert self._source is not None
+        try:
+            self._read(self._source)
+        except Exception as error:
+            log.exception("%s: the source broke down", self.name)
+            self.fault = f"the source broke down: {type(error).__name__}: {error}"
+        finally:
+            self.tracker.stop()
+            self._source.close()
+
+    def _read(self, source: Source) -> None:
+        for event in source.events():
+            taken = self.tracker.take(event)
+            if taken is not None:
+                dropped = self.intake.put(taken)
+                if dropped is not None:
+                    self._ledger.end(dropped.item.frame.key, "dropped", dropped.reason)
+            if isinstance(event, Exhausted):
+                self.exhausted = True
+                log.info("%s: the source is exhausted", self.name)
+            if self._stop.is_set() or self.exhausted:
+                return
+
+
+def _quantile(ordered: list[float], q: float) -> float:
+    return ordered[min(len(ordered) - 1, int(q * len(ordered)))] if ordered else 0.0
