@@ -62,6 +62,7 @@ CRYSTALS = {
     "quaternion": Column("<f8", (4,)),
     "euler_deg": Column("<f8", (3,), "deg"),
     "UB": Column("<f8", (3, 3), "1/angstrom"),
+    "B0": Column("<f8", (3, 3), "1/angstrom"),
     "strain_crystal": Column("<f8", (3, 3)),
     "strain_sample": Column("<f8", (3, 3)),
     "strain_sigma": Column("<f8", (3, 3)),

@@ -191,7 +191,7 @@ class ResultsWriter:
             if ended is not None:
                 for state in STATES:
                     self._series[state][0] = int((counts or {}).get(state, 0))
-                self._entry["end_time"][()] = np.bytes_(_iso(ended).ljust(TIME_BYTES))
+                self._entry["end_time"][()] = np.bytes_(_iso(ended))
                 self._series["ended"][0] = ended
             self._file.flush()
         finally:
@@ -214,7 +214,7 @@ class ResultsWriter:
         self._entry = entry
         _text(entry, "title", f"{opened.stream} {opened.detector_series}".strip())
         _text(entry, "start_time", _iso(opened.started))
-        _text(entry, "end_time", " " * TIME_BYTES)
+        _text(entry, "end_time", "", TIME_BYTES)
 
         series = self._series = _group(entry, "series", "NXcollection")
         for name, text in (
@@ -319,6 +319,7 @@ class ResultsWriter:
             quaternion=crystal.quaternion,
             euler_deg=crystal.euler_deg,
             UB=crystal.UB.numpy(),
+            B0=crystal.B0.numpy(),
             strain_crystal=crystal.strain_crystal.numpy(),
             strain_sample=crystal.strain_sample.numpy(),
             strain_sigma=crystal.strain_sigma.numpy(),
@@ -390,9 +391,9 @@ def _nxdata(parent: Any, name: str, signal: str, axis: str) -> Any:
     return group
 
 
-def _text(group: Any, name: str, text: str) -> None:
+def _text(group: Any, name: str, text: str, room: int = 1) -> None:
     raw = text.encode()
-    group.create_dataset(name, data=raw, dtype=h5py.string_dtype("utf-8", max(len(raw), 1)))
+    group.create_dataset(name, data=raw, dtype=h5py.string_dtype("utf-8", max(len(raw), room)))
 
 
 def _iso(seconds: float) -> str:

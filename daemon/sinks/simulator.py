@@ -10,9 +10,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +59,7 @@ def synthetic_crystal(rng: np.random.Generator, material: str = "Cu") -> Crystal
     return Crystal(
         material=material,
         UB=ArrayData.of(rotation / CELL_A),
+        B0=ArrayData.of(np.eye(3) / CELL_A),
         quaternion=(float(quaternion[0]), float(quaternion[1]), float(quaternion[2]), float(quaternion[3])),
         euler_deg=_bunge_deg(rotation.T),
         strain_crystal=ArrayData.of(strain),
@@ -159,6 +165,34 @@ def simulate(sinks: list[Sink], context: SinkContext, options: argparse.Namespac
         emit([])
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A simulator in a process of its own, and the addresses it has bound."""
+
+    process: subprocess.Popen[bytes]
+    results: str
+    catch_up: str
+
+
+@contextmanager
+def running(*arguments: str) -> Iterator[Running]:
+    """Run the simulator in a process of its own; it ends with the ``with`` block.
+
+    Raises
+    ------
+    RuntimeError
+        If it does not start; what it said is on standard error.
+    """
+    command = [sys.executable, "-m", "daemon.sinks.simulator", *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the simulator ended at once with status {process.wait()}")
+        # The end of the block closes its standard input, which ends it.
+        yield Running(process, **json.loads(line))
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m daemon.sinks.simulator", description=__doc__)
@@ -199,7 +233,9 @@ def main() -> None:
 
 
 def _wait_for_end_of_input(stop: threading.Event) -> None:
-    sys.stdin.buffer.read()
+    # Past Python's own buffer, whose lock would be held when the program ends.
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
     stop.set()
 
 

@@ -1,0 +1,120 @@
+"""What a subscriber reads: addresses, heads of messages, catch-up replies, losses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import msgspec
+
+from grainwatch.config import ConfigError
+from grainwatch.messages import MESSAGES, AnyMessage, Times, decode
+
+
+class StreamError(RuntimeError):
+    """What was asked for cannot be had from this daemon."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Messages `first` to `last` (both included) that were published and did not arrive here."""
+
+    first: int
+    last: int
+    reason: str
+
+    def __len__(self) -> int:
+        return self.last - self.first + 1
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What messages of later versions share with those known here."""
+
+    seq: int
+    times: Times = Times()
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """The first part of a catch-up reply."""
+
+    status: str
+    id: int | str | None = None
+    error: str = ""
+    to_seq: int = 0
+    last_seq: int = 0
+    more: bool = False
+    seqs: tuple[int, ...] = ()
+    unavailable: tuple[tuple[int, int], ...] = ()
+
+
+def catch_up_address(address: str) -> str:
+    """Return the address one port above, or "" where there are no ports.
+
+    >>> catch_up_address("tcp://beamline:31100")
+    'tcp://beamline:31101'
+    """
+    found = re.fullmatch(r"(tcp://.+:)(\d{1,5})", address)
+    return f"{found.group(1)}{int(found.group(2)) + 1}" if found else ""
+
+
+def parsed_since(since: int | str | None) -> int | str | None:
+    """Return a sequence number, a series_uid or None.
+
+    Raises
+    ------
+    ConfigError
+        If it is none of these.
+    """
+    if since == "start":
+        return 0
+    if isinstance(since, int) and not isinstance(since, bool) and since >= 0:
+        return since
+    if since is None or (isinstance(since, str) and since):
+        return since
+    raise ConfigError(f'since: expected a sequence number, a series_uid or "start", got {since!r}')
+
+
+def message_types(schemas: str | Iterable[str] | None) -> tuple[type[AnyMessage], ...]:
+    """Return the message types that schema names stand for; without names, those of frames.
+
+    Raises
+    ------
+    ConfigError
+        If a name is not known.
+    """
+    if schemas is None:
+        return tuple(kind for kind in MESSAGES if "key" in kind.__struct_fields__)
+    if schemas == "all":
+        return MESSAGES
+    types: list[type[AnyMessage]] = []
+    for wanted in [schemas] if isinstance(schemas, str) else schemas:
+        found = [kind for kind in MESSAGES if wanted in (kind.SCHEMA, kind.SCHEMA.partition("/")[0])]
+        if not found:
+            known = ", ".join(kind.SCHEMA for kind in MESSAGES)
+            raise ConfigError(f"schemas: {wanted!r} is not known here; known: {known}")
+        types += found
+    return tuple(types)
+
+
+def decoded(payload: bytes) -> tuple[AnyMessage | None, Head | None]:
+    """Decode a payload, or at least its head."""
+    try:
+        message = decode(payload)
+        return message, Head(message.seq, message.times)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        return None, msgspec.msgpack.decode(payload, type=Head)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None, None
+
+
+def stream_of(topic: bytes) -> str:
+    """Return the stream's name in a topic."""
+    return topic.partition(b":")[2].decode("utf-8", "replace")
+
+
+def common(skipped: Iterable[tuple[int, int]], given: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the ranges that are in both (each ordered and apart)."""
+    return [(max(a, c), min(b, d)) for a, b in skipped for c, d in given if max(a, c) <= min(b, d)]
