@@ -53,12 +53,15 @@ class Report:
         Start of all random numbers of the run; a bench uses ``report.rng("its own words")``.
     quick : bool
         Short form: fewer repetitions, same code. The conditions of a row must tell the real number.
+    bench, command : str
+        Which benchmark is running, and what repeats it; the runner sets both.
     """
 
     seed: int = 20261120
     quick: bool = False
-    show: Callable[[str], None] = print
     bench: str = ""
+    command: str = "python -m bench"
+    show: Callable[[str], None] = print
     rows: list[Row] = field(default_factory=list)
     errors: dict[str, str] = field(default_factory=dict)
 
@@ -118,7 +121,7 @@ class Report:
             under = at_least is not None and not value >= at_least
             met = not (over or under) if asked else None
             text = f"{_number(value)}{_space(unit)}"
-        repeat = f"python -m bench {self.bench} --seed {self.seed}" + (" --quick" if self.quick else "")
+        repeat = f"{self.command} --seed {self.seed}" + (" --quick" if self.quick else "")
         row = Row(self.bench, what, asked, text, met, peer, conditions, repeat, dict(data or {}))
         self.rows.append(row)
         mark = {True: "ok     ", False: "NOT MET", None: "       "}[met]

@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run(bench: Bench, report: Report) -> None:
     """Run one benchmark tied to its number of cores; a failure is kept in the report, the rest goes on."""
     print(f"\n== {bench.name}: {bench.about}")
-    report.bench = bench.name
+    report.bench, report.command = bench.name, f"python -m bench {bench.name}"
     before = available_cores()
     tie_to(sorted(before)[: bench.cores])
     start = time.perf_counter()

@@ -1,0 +1,1 @@
+"""The programs that this one is measured against, each in an environment of its own."""
