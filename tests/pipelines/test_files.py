@@ -1,0 +1,196 @@
+"""Frames come out of files as they went in; what cannot be read is named."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+from pathlib import Path
+from typing import Any
+
+import fabio.cbfimage
+import fabio.edfimage
+import fabio.tifimage
+import h5py
+import hdf5plugin
+import numpy as np
+import pytest
+
+from pipelines.files import expand, natural_key, open_images, read_images
+from pipelines.frame import BadFrame
+
+PIXELS = np.arange(600, dtype=np.uint16).reshape(20, 30)
+
+
+def labels(path: Path | str) -> list[str]:
+    return [label for label, _ in read_images(path)]
+
+
+@pytest.mark.parametrize("pack", ["", ".gz", ".bz2"])
+@pytest.mark.parametrize(
+    ("suffix", "kind"),
+    [("edf", fabio.edfimage.EdfImage), ("tif", fabio.tifimage.TifImage), ("cbf", fabio.cbfimage.CbfImage)],
+)
+def test_formats_plain_and_packed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], suffix: str, kind: Any, pack: str
+) -> None:
+    plain = tmp_path / f"a.{suffix}"
+    kind(data=PIXELS.astype(np.int32) if suffix == "cbf" else PIXELS).write(str(plain))
+    path = plain
+    if pack:
+        path = tmp_path / f"b.{suffix}{pack}"
+        path.write_bytes({".gz": gzip.compress, ".bz2": bz2.compress}[pack](plain.read_bytes()))
+    ((label, pixels),) = read_images(path)
+    assert label == str(path)
+    assert (pixels == PIXELS).all()
+    assert pixels.dtype.isnative
+    assert capfd.readouterr() == ("", "")  # standard output belongs to the commands' results
+
+
+@pytest.mark.truth
+@pytest.mark.parametrize(
+    ("name", "shape"), [("Ge_blanc_0000.mccd.gz", (2048, 2048)), ("nw1_0000.tif.gz", (2018, 2016))]
+)
+def test_real_frames(truth_dir: Path, name: str, shape: tuple[int, int]) -> None:
+    ((_, pixels),) = read_images(truth_dir / name)
+    assert pixels.shape == shape
+    assert pixels.dtype == np.uint16
+    assert pixels.max() > 10 * np.median(pixels)
+
+
+def test_several_images_in_one_file(tmp_path: Path) -> None:
+    image = fabio.edfimage.EdfImage(data=PIXELS)
+    image.append_frame(data=PIXELS + 1)
+    image.write(str(tmp_path / "two.edf"))
+    first, second = open_images(tmp_path / "two.edf")
+    assert (first.label.endswith("#0"), second.label.endswith("#1")) == (True, True)
+    assert (second.pixels == PIXELS + 1).all()
+    assert second.metadata["file"] == str(tmp_path / "two.edf")
+
+
+def stack(n: int = 3) -> np.ndarray[Any, Any]:
+    return np.stack([PIXELS + k for k in range(n)])
+
+
+def test_hdf5_default_of_nexus(tmp_path: Path) -> None:
+    path = tmp_path / "nexus.nxs"
+    with h5py.File(path, "w") as file:
+        file.attrs["default"] = "scan"
+        file["a_first_stack"] = np.zeros((2, 4, 4))
+        file.create_group("scan").attrs["default"] = "images"
+        group = file.create_group("scan/images")
+        group.attrs["signal"] = "counts"
+        group.create_dataset("counts", data=stack(), chunks=(1, 20, 30), **hdf5plugin.Bitshuffle())
+    read = list(read_images(path))
+    assert [label for label, _ in read] == [f"{path}::/scan/images/counts#{k}" for k in range(3)]
+    assert all((pixels == PIXELS + k).all() for k, (_, pixels) in enumerate(read))
+
+
+def test_hdf5_numbered_data_of_a_detector(tmp_path: Path) -> None:
+    for k in range(2):
+        with h5py.File(tmp_path / f"run_data_{k + 1:06d}.h5", "w") as file:
+            file["/entry/data/data"] = stack(2) + 10 * k
+    master = tmp_path / "run_master.h5"
+    with h5py.File(master, "w") as file:
+        for k in range(2):
+            link = h5py.ExternalLink(f"run_data_{k + 1:06d}.h5", "/entry/data/data")
+            file[f"/entry/data/data_{k + 1:06d}"] = link
+    assert [int(pixels[0, 0]) for _, pixels in read_images(master)] == [0, 1, 10, 11]
+    (tmp_path / "run_data_000002.h5").unlink()
+    with pytest.raises(BadFrame, match=r"run_master\.h5: links to 1 data files"):
+        list(read_images(master))
+
+
+def test_hdf5_by_name_and_by_search(tmp_path: Path) -> None:
+    path = tmp_path / "any.h5"
+    with h5py.File(path, "w") as file:
+        file["flat"] = PIXELS
+        file["text"] = "hello"
+        file["deep/down/stack"] = stack().astype(">i4")
+    assert len(labels(path)) == 3
+    ((_, pixels),) = read_images(f"{path}::/flat")
+    assert (pixels == PIXELS).all()
+    assert next(iter(read_images(path)))[1].dtype == np.dtype("=i4")
+    with pytest.raises(BadFrame, match="has no dataset nothing"):
+        list(read_images(f"{path}::nothing"))
+    with pytest.raises(BadFrame, match="text is not a stack"):
+        list(read_images(f"{path}::text"))
+
+
+def test_a_stack_that_breaks_off_gives_its_first_images(tmp_path: Path) -> None:
+    path = tmp_path / "torn.h5"
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset(
+            "/entry/data/data", (3, 20, 30), np.uint16, chunks=(1, 20, 30), **hdf5plugin.LZ4()
+        )
+        data[0] = PIXELS
+        data.id.write_direct_chunk((1, 0, 0), b"no such thing as lz4")
+    images = read_images(path)
+    assert (next(images)[1] == PIXELS).all()
+    with pytest.raises(BadFrame, match=r"torn\.h5::/entry/data/data#1: cannot be read"):
+        next(images)
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    fabio.tifimage.TifImage(data=PIXELS).write(str(tmp_path / "sound.tif"))
+    fabio.edfimage.EdfImage(data=PIXELS).write(str(tmp_path / "sound.edf"))
+    tif, edf = (tmp_path / "sound.tif").read_bytes(), (tmp_path / "sound.edf").read_bytes()
+    contents = {
+        "short.tif": tif[: len(tif) // 2],
+        "head.tif": tif[:60],
+        "short.edf": edf[:-100],
+        "short.tif.gz": gzip.compress(tif)[:-20],
+        "not_packed.tif.gz": tif,
+        "empty.tif": b"",
+        "noise.cbf": bytes(range(256)),
+        "text.txt": b"hello",
+        "short.h5": b"\x89HDF\r\n\x1a\n" + b"0" * 50,
+        "magic.npy": b"\x93NUMPY",
+    }
+    for name, data in contents.items():
+        (tmp_path / name).write_bytes(data)
+    np.save(tmp_path / "complex.npy", np.zeros((4, 4), complex))
+    with h5py.File(tmp_path / "none.h5", "w") as file:
+        file["spectrum"] = np.zeros(100)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "short.tif",
+        "head.tif",
+        "short.edf",
+        "short.tif.gz",
+        "not_packed.tif.gz",
+        "empty.tif",
+        "noise.cbf",
+        "text.txt",
+        "short.h5",
+        "magic.npy",
+        "complex.npy",
+        "none.h5",
+        "absent.tif",
+    ],
+)
+def test_damaged_files_are_named(damaged: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BadFrame, match=name.replace(".", r"\.")):
+        list(read_images(damaged / name))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_natural_order_of_folders_and_patterns(tmp_path: Path) -> None:
+    for name in ("img_10.tif", "img_9.tif", "img_100.tif", ".hidden", "other.edf"):
+        (tmp_path / name).touch()
+    in_order = [str(tmp_path / name) for name in ("img_9.tif", "img_10.tif", "img_100.tif")]
+    assert expand([tmp_path / "img_*.tif"]) == in_order
+    assert expand([tmp_path]) == [*in_order, str(tmp_path / "other.edf")]
+    assert expand(["b.h5::/x", "a.h5"]) == ["b.h5::/x", "a.h5"]
+    assert expand([f"{tmp_path}/img_?.tif::/x"]) == [f"{tmp_path}/img_9.tif::/x"]
+    with pytest.raises(BadFrame, match=r"nothing\*: no file there"):
+        expand([tmp_path / "nothing*"])
+
+
+def test_natural_key_keeps_text_and_numbers_apart() -> None:
+    names = ["b1", "a2", "a10", "2", "10", "a"]
+    assert sorted(names, key=natural_key) == ["2", "10", "a", "a2", "a10", "b1"]
