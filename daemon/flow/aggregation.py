@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from operator import methodcaller
 
 from daemon.flow.edge import Edge
 from daemon.flow.ledger import Series
@@ -74,11 +75,11 @@ class Aggregation:
                 if isinstance(item, Series):
                     self._finish(item)
                 else:
-                    self._guarded(item.key.series_uid, lambda a, given=item: a.add(given))
+                    self._guarded(item.key.series_uid, methodcaller("add", item))
 
     def _finish(self, series: Series) -> None:
         if series.uid in self._aggregators:
-            self._guarded(series.uid, lambda aggregator: aggregator.finish())
+            self._guarded(series.uid, methodcaller("finish"))
             self._aggregators.pop(series.uid, None)
         self._closed(series)
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from queue import Empty, SimpleQueue
 
 import msgspec
@@ -93,7 +94,7 @@ class Dispatcher:
             gave = True
             self._outstanding += 1
             future = self._executor.submit(stream.name, [t.frame for t in taken])
-            future.add_done_callback(lambda f, s=stream, t=taken: self._come_back(s, t, f))
+            future.add_done_callback(partial(self._come_back, stream, taken))
         # The one served last goes to the end of the queue.
         self._streams.append(self._streams.pop(0))
         return gave

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -53,7 +54,7 @@ class SinkRunner:
             stopping = self._stop.is_set()
             events = self.edge.get_many(BATCH, 0.0 if stopping else IDLE_S)
             if events:
-                self._guarded("take results", lambda given=events: self._sink.handle(given))
+                self._guarded("take results", partial(self._sink.handle, events))
             elif stopping:
                 break
             if time.monotonic() >= idle_at:

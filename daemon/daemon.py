@@ -1,0 +1,348 @@
+"""The daemon: sources, flow, workers, ledger, sinks and control put together, started and stopped."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import zmq
+
+from daemon.control import SOCKET_NAME, ControlServer
+from daemon.flow.aggregation import Aggregation
+from daemon.flow.dispatcher import Dispatcher
+from daemon.flow.executor import Executor
+from daemon.flow.ledger import Ledger, Series
+from daemon.flow.local import LocalExecutor
+from daemon.flow.lock import StateLock, make_folder
+from daemon.flow.outbox import Outbox, SinkRunner
+from daemon.flow.plugins import Plugin, pipeline_plugin, sink_plugins, source_plugin
+from daemon.flow.quarantine import Quarantine
+from daemon.flow.series import SeriesTracker
+from daemon.flow.stream import Stream
+from daemon.flow.workers import WorkersExecutor
+from daemon.sinks.base import SeriesClosed, SeriesOpened, SinkContext
+from daemon.sources.base import Source
+from grainwatch import __version__
+from grainwatch.config import Config, ConfigError, EdgeTable
+from grainwatch.messages import Health, Times
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+HEALTH_S = 1.0
+#: What sinks and aggregators get to finish beyond `stop_timeout_s`, seconds.
+FLUSH_S = 5.0
+
+
+class Daemon:
+    """One daemon, from `start` to `stop`.
+
+    Parameters
+    ----------
+    config : Config
+    raw : bytes
+        The configuration file.
+    config_hash : str
+    where : str
+        The file's name, which leads errors.
+    """
+
+    def __init__(self, config: Config, raw: bytes, config_hash: str, where: str) -> None:
+        self.config = config
+        self._raw = raw
+        self._hash = config_hash
+        self._where = where
+        self._state_dir = Path(config.daemon.state_dir)
+        self._state = "starting"
+        self._started = time.monotonic()
+        self._stop_asked = threading.Event()
+        self._hurry = threading.Event()
+        self._stopped = threading.Event()
+        self._wake = threading.Event()
+        self._announced: set[str] = set()
+        self._undo = ExitStack()
+        self.streams: dict[str, Stream] = {}
+
+    # Start.
+
+    def start(self) -> None:
+        """Bring everything up: first what can fail without harm, the sources last.
+
+        Raises
+        ------
+        ConfigError
+            If something that the configuration names cannot be used. Nothing is left behind.
+        """
+        with ExitStack() as undo:
+            self._bring_up(undo)
+            self._undo = undo.pop_all()
+        self._state = "running"
+        names = ", ".join(f"{s.name} ({s.describe()})" for s in self.streams.values())
+        log.info(
+            "%s runs: streams %s; %d workers; control at %s",
+            self.config.daemon.name,
+            names,
+            self.config.daemon.workers,
+            self._control.path,
+        )
+
+    def _bring_up(self, undo: ExitStack) -> None:
+        config = self.config
+        sources = {n: source_plugin(n, t, self._where) for n, t in config.streams.items()}
+        pipelines = {n: pipeline_plugin(n, t, self._hash, self._where) for n, t in config.streams.items()}
+        sinks = sink_plugins(config, self._where)
+
+        make_folder(self._state_dir, "daemon.state_dir")
+        make_folder(Path(config.daemon.runtime_dir), "daemon.runtime_dir")
+        undo.callback(StateLock(self._state_dir).release)
+        self._ledger = Ledger(self._state_dir / "ledger.sqlite", config.daemon.ledger_days)
+        undo.callback(self._ledger.close)
+        open_before = self._recover()
+        self._ledger.start()
+        self._control = ControlServer(
+            Path(config.daemon.runtime_dir) / SOCKET_NAME,
+            {"status": self._answer_status, "stop": self._answer_stop, "series": self._answer_series},
+        )
+        undo.callback(self._control.close)
+        self._outbox = self._open_sinks(sinks)
+        # Until the threads run, a failed start has to close what was opened.
+        undo.callback(self._outbox.stop, FLUSH_S)
+        self._outbox.start()
+        self._control.start()
+        self._executor = self._make_executor()
+        undo.callback(self._executor.close)
+        self._executor.start()
+
+        for name, plugin in pipelines.items():
+            tracker = SeriesTracker(
+                name,
+                self._ledger,
+                config.streams[name].scan,
+                open_before.get(name, []),
+                self._announce_opened,
+            )
+            stream = Stream(name, plugin, tracker, config.streams[name].intake, self._ledger, self._wake.set)
+            if hasattr(plugin.plugin.module, "aggregator"):
+                stream.aggregation = Aggregation(name, plugin.aggregator, self._outbox, self._announce_closed)
+            self.streams[name] = stream
+        self._dispatcher = Dispatcher(
+            self.streams, self._executor, self._outbox, self._ledger, self._announce_closed, self._wake
+        )
+        opened: dict[str, Source] = {}
+        with ExitStack() as close_sources:
+            for name, source in sources.items():
+                opened[name] = _open(source, partial(source.module.open_source, source.config, name))
+                close_sources.callback(opened[name].close)
+            close_sources.pop_all()
+        for stream in self.streams.values():
+            if stream.aggregation is not None:
+                stream.aggregation.start()
+        self._dispatcher.start()
+        for name, stream in self.streams.items():
+            stream.start(opened[name])
+        self._health_thread = threading.Thread(target=self._publish_health, name="health", daemon=True)
+        self._health_thread.start()
+
+    def _recover(self) -> dict[str, list[Series]]:
+        found: dict[str, list[Series]] = {}
+        for series in self._ledger.recover():
+            lost = series.counts()["lost"]
+            log.warning(
+                "%s: series %s (%s) was open when the daemon stopped; frames lost in it: %d",
+                series.stream,
+                series.detector_series,
+                series.uid[:8],
+                lost,
+            )
+            if series.stream in self.config.streams:
+                found.setdefault(series.stream, []).append(series)
+            else:
+                self._ledger.end_series(series)
+        return found
+
+    def _open_sinks(self, plugins: dict[str, Plugin]) -> Outbox:
+        context = SinkContext(
+            daemon_name=self.config.daemon.name,
+            state_dir=self._state_dir,
+            config_text=self._raw.decode(),
+            config_hash=self._hash,
+        )
+        runners: list[SinkRunner] = []
+        with ExitStack() as close_sinks:
+            for name, plugin in plugins.items():
+                sink = _open(plugin, partial(plugin.module.open_sink, plugin.config, context))
+                close_sinks.callback(sink.close)
+                table = getattr(plugin.config, "edge", EdgeTable())
+                runners.append(SinkRunner(name, sink, table))
+            close_sinks.pop_all()
+        return Outbox(self.config.daemon.name, self._ledger, runners)
+
+    def _make_executor(self) -> Executor:
+        if self.config.daemon.workers == 0:
+            return LocalExecutor(self.config, self._hash, self._where)
+        quarantine = Quarantine(self._state_dir / "quarantine", self.config.daemon.quarantine)
+        return WorkersExecutor(self.config, self._raw, self._where, quarantine)
+
+    # Running.
+
+    def ask_stop(self) -> None:
+        """Ask for an orderly stop; asked a second time, for a quick one. Safe in a signal handler."""
+        if self._stop_asked.is_set():
+            self._hurry.set()
+        self._stop_asked.set()
+
+    def run(self, exit_when_done: bool = False) -> int:
+        """Wait for a reason to stop, stop, and return the exit status.
+
+        Parameters
+        ----------
+        exit_when_done : bool
+            Stop when all sources are exhausted and all frames have their end.
+
+        Returns
+        -------
+        int
+            0; 1 after a fault that ended the daemon.
+        """
+        while not self._stop_asked.wait(0.1):
+            if self._dispatcher.broken:
+                break
+            streams = self.streams.values()
+            if all(s.fault for s in streams):
+                log.error("all sources broke down: nothing to do")
+                break
+            if exit_when_done and all(s.over for s in streams) and self._dispatcher.calm:
+                break
+        self.stop()
+        faults = [s.fault for s in self.streams.values() if s.fault]
+        return 1 if faults or self._dispatcher.broken else 0
+
+    def stop(self) -> None:
+        """Read no more, compute what was read for at most `stop_timeout_s`, write, close."""
+        log.info("stopping")
+        self._state = "draining"
+        begin = time.monotonic()
+        for stream in self.streams.values():
+            stream.stop()
+        self._drain(begin + self.config.daemon.stop_timeout_s)
+        self._dispatcher.stop(FLUSH_S)
+        for stream in self.streams.values():
+            if stream.aggregation is not None:
+                stream.aggregation.stop(FLUSH_S)
+        self._stopped.set()
+        self._health_thread.join(FLUSH_S)
+        self._undo.close()
+        totals = {name: self._ledger.totals(name) for name in self.streams}
+        for name, total in totals.items():
+            log.info("%s: %s", name, ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in total.items()))
+        log.info("stopped after %.1f s", time.monotonic() - begin)
+
+    def _drain(self, deadline: float) -> None:
+        """Wait until what has been read has its end; drop the rest at the deadline."""
+        streams = list(self.streams.values())
+        while time.monotonic() < deadline and not self._hurry.is_set() and not self._dispatcher.broken:
+            if all(s.join(0.0) for s in streams) and self._dispatcher.calm:
+                return
+            time.sleep(0.02)
+        log.warning("what has not been computed by now is dropped")
+        for stream in streams:
+            stream.intake.close()
+            for dropped in stream.intake.drain("the daemon stopped"):
+                self._ledger.end(dropped.item.frame.key, "dropped", dropped.reason)
+        self._outbox.unblock()
+        self._executor.close()
+        for stream in streams:
+            if not stream.join(1.0):
+                log.error("%s: the source does not stop", stream.name)
+
+    # What the outside hears.
+
+    def _announce_opened(self, event: SeriesOpened) -> None:
+        self._announced.add(event.series_uid)
+        self._outbox.announce(event)
+
+    def _announce_closed(self, series: Series) -> None:
+        """Tell the sinks that a series is over, if they know it."""
+        if series.uid not in self._announced:
+            return
+        self._announced.discard(series.uid)
+        self._outbox.announce(SeriesClosed(series.stream, series.uid, time.time(), series.counts()))
+
+    def health(self) -> Health:
+        """Return the state of the daemon."""
+        executor = self._executor.status()
+        streams = tuple(s.health() for s in self.streams.values())
+        edges = [s.intake.health() for s in self.streams.values()]
+        edges += [s.aggregation.edge.health() for s in self.streams.values() if s.aggregation is not None]
+        edges += [s.edge.health() for s in self._outbox.sinks]
+        dead = executor.workers > 0 and executor.alive == 0
+        sick = (
+            dead
+            or self._dispatcher.broken
+            or self._ledger.fault
+            or any(s.fault for s in self.streams.values())
+        )
+        state = "fault" if sick and self._state == "running" else self._state
+        return Health(
+            name=self.config.daemon.name,
+            version=__version__,
+            state=state,
+            uptime_s=time.monotonic() - self._started,
+            workers=executor.alive,
+            worker_restarts=executor.restarts,
+            streams=streams,
+            edges=tuple(edges),
+        )
+
+    def _publish_health(self) -> None:
+        while not self._stopped.wait(HEALTH_S):
+            self._outbox.publish(self.config.daemon.name, self.health(), Times())
+
+    def _answer_status(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        if self._state == "starting":
+            return {"status": {"name": self.config.daemon.name, "version": __version__, "state": "starting"}}
+        errors = {f"sink {s.name}": s.last_error for s in self._outbox.sinks if s.last_error}
+        if self._ledger.fault:
+            errors["ledger"] = self._ledger.fault
+        if self._dispatcher.broken:
+            errors["dispatcher"] = self._dispatcher.broken
+        return {
+            "status": msgspec.to_builtins(self.health()),
+            "sources": {s.name: s.describe() for s in self.streams.values()},
+            "errors": errors,
+            "unbalanced": self._ledger.balance(),
+        }
+
+    def _answer_stop(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        self.ask_stop()
+        return {}
+
+    def _answer_series(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        limit = request.get("limit", 20)
+        if not isinstance(limit, int) or not 1 <= limit <= 1000:
+            raise ValueError(f"limit: expected a whole number from 1 to 1000, got {limit!r}")
+        return {
+            "series": [
+                {**msgspec.to_builtins(row, builtin_types=()), "counts": counts}
+                for row, counts in self._ledger.latest(limit)
+            ]
+        }
+
+
+def _open(plugin: Plugin, make: Callable[[], T]) -> T:
+    """Open a source or sink; what goes wrong names its table."""
+    try:
+        return make()
+    except (OSError, ValueError, zmq.ZMQError) as error:
+        message = str(error)
+        if plugin.where in message:
+            raise ConfigError(message) from error
+        raise ConfigError(f"{plugin.where}: {message}") from error
