@@ -20,9 +20,7 @@ def run(
     ] = False,
 ) -> None:
     """Run the daemon until SIGTERM or Ctrl-C; a second one hurries it."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     # One reading serves this process and the workers, whatever happens to the file meanwhile.
     raw = read_file(config)
     parsed, config_hash = parse_config(raw, str(config))
