@@ -97,7 +97,7 @@ def test_a_missing_line_is_a_hole_not_a_wider_step() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_scattered_positions_are_no_grid(seed: int) -> None:
-    with pytest.raises(NotAGrid, match="axis [xy]: 40 positions"):
+    with pytest.raises(NotAGrid, match=r"axis [xy]: 40 positions"):
         infer_grid(np.random.default_rng(seed).uniform(0, 100, (40, 2)))
 
 
