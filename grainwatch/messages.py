@@ -127,6 +127,8 @@ class Crystal(msgspec.Struct, frozen=True):
         Probability that chance alone would put a crystal as good as this into this frame.
     residual_px : float
         Mean distance between measured and computed positions.
+    depth_um : float
+        Depth of penetration at 15 keV that the spot positions show, 0 where they show none.
     spot_indices : ArrayData, (n,) int32
         Rows of the frame's peak table that belong to this crystal.
     hkl : ArrayData, (n, 3) int16
@@ -151,6 +153,7 @@ class Crystal(msgspec.Struct, frozen=True):
     chance_match_rate: float
     false_probability: float
     residual_px: float
+    depth_um: float
     spot_indices: ArrayData
     hkl: ArrayData
     grain_id: int = -1

@@ -158,6 +158,7 @@ class LaueAnalysis:
             chance_match_rate=found.chance_rate,
             false_probability=found.false_probability,
             residual_px=float(np.mean(found.distance_px)),
+            depth_um=1e3 * found.depth_mm,
             spot_indices=ArrayData.of(found.spots, "<i4"),
             hkl=ArrayData.of(hkl, "<i2"),
             flags=tuple(flags),

@@ -1,4 +1,4 @@
-"""How likely is it that chance alone puts a crystal this good into a frame?
+"""The probability that chance alone puts a crystal this good into a frame.
 
 The measured spots are taken as scattered at random with their local density, so that a computed
 spot finds a neighbour within r with probability p = 1 − exp(−π r² ρ). A given orientation then

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -31,15 +31,22 @@ from pipelines.laue.match import Prediction, Scene, SpotGrid, pair, predict, sco
 from pipelines.laue.refine import (
     ROTATION,
     ROTATION_AND_STRAIN,
+    ROTATION_STRAIN_DEPTH,
     Fit,
     decompose,
+    depth_shift,
     refine,
 )
 from pipelines.laue.reflections import build_reflections
+from pipelines.laue.rivals import plausibility
 from pipelines.laue.vote import AngleTable, build_angle_table, candidates
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int32]
+
+
+_SPOTS_FOR_DEPTH = 20
+_DEEPEST_MM = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +137,7 @@ class IndexedCrystal:
         M; UB = M B0.
     strain : (3, 3) float64 or None
         ε in the frame of B0; None where too few spots determine it.
-    covariance : (3, 3) or (8, 8) float64
+    covariance : (3, 3), (8, 8) or (9, 9) float64
         See `refine.Fit`.
     spots, reflections : (k,) int32
         Matched spots, and the rows of the reflection list they are.
@@ -145,6 +152,8 @@ class IndexedCrystal:
         ln of the expected number of chance crystals as good, given the stronger crystals.
     shared : int
         Matched spots that also fit a stronger crystal.
+    depth_mm : float
+        Depth of penetration at 15 keV, see `refine`; 0 where the spots do not show any.
     """
 
     phase: int
@@ -159,6 +168,7 @@ class IndexedCrystal:
     chance_rate: float
     log_false: float
     shared: int
+    depth_mm: float = 0.0
 
     @property
     def false_probability(self) -> float:
@@ -177,6 +187,7 @@ class _Trial:
     spot: IntArray
     distance: FloatArray
     log_false: float = 0.0
+    plausibility: float = 0.0
 
     @property
     def hit(self) -> npt.NDArray[np.bool_]:
@@ -232,7 +243,7 @@ class Indexer:
         kept: list[_Trial] = []
         explained = np.zeros(len(xy), dtype=bool)
         for hint in hints:
-            self._keep(frame, self._judge_hint(frame, hint, explained, kept), explained, kept)
+            self._keep(self._judge_hint(frame, hint, explained, kept), explained, kept)
         self._search(frame, explained, kept)
         return self._assign(frame, kept)
 
@@ -250,7 +261,7 @@ class Indexer:
             for seed in remaining[~tried[remaining]]:
                 tried[seed] = True
                 trial = self._best_of_seed(frame, view, int(seed), explained, kept)
-                if trial is not None and self._keep(frame, trial, explained, kept):
+                if trial is not None and self._keep(self._best_name(frame, view, trial), explained, kept):
                     found = True
                     break
                 failures += 1
@@ -272,10 +283,7 @@ class Indexer:
         best: _Trial | None = None
         radius = self._search_radius_px
         for number, phase in enumerate(self.phases):
-            matrices, excess = candidates(
-                phase.angles, frame.q, seed, view.kept[: p.max_voters], p.angle_tolerance_deg, keep=8
-            )
-            matrices = matrices[excess > 2.0]
+            matrices = self._vote(frame, phase, seed, view.kept[: p.max_voters])
             if len(matrices) == 0:
                 continue
             matched, expected = score(phase.scene, view.grid, matrices, radius, phase.n_search)
@@ -288,9 +296,38 @@ class Indexer:
                 if trial is None:
                     continue
                 self._judge(frame, trial, explained, kept)
-                if best is None or trial.log_false < best.log_false:
+                if best is None or self._rank(frame, trial) < self._rank(frame, best):
                     best = trial
         return best
+
+    def _vote(self, frame: _FrameSpots, phase: Phase, seed: int, partners: IntArray) -> FloatArray:
+        tolerance = self.parameters.angle_tolerance_deg
+        matrices, excess = candidates(phase.angles, frame.q, seed, partners, tolerance, keep=8)
+        return matrices[excess > 2.0]
+
+    def _best_name(self, frame: _FrameSpots, view: _View, trial: _Trial) -> _Trial:
+        # The same spots may be another material's: its brightest ones are tried as that, too.
+        best = trial
+        spots = np.sort(trial.spot[trial.hit])
+        for number, phase in enumerate(self.phases):
+            if number == trial.phase:
+                continue
+            for seed in spots[:3]:
+                for matrix in self._vote(frame, phase, int(seed), spots)[:1]:
+                    rival = self._refine_candidate(frame, view, number, matrix)
+                    if rival is not None and self._rank(frame, rival) < self._rank(frame, best):
+                        self._judge(frame, rival, np.zeros(len(frame.xy), dtype=bool), ())
+                        best = rival
+        return best
+
+    def _rank(self, frame: _FrameSpots, trial: _Trial) -> float:
+        # Within one material the evidence ranks; between materials what is missing counts too.
+        if len(self.phases) == 1:
+            return trial.log_false
+        if trial.plausibility == 0.0:
+            chance = frame.density.chance(trial.prediction.xy_px, self.parameters.match_radius_px)
+            trial.plausibility = plausibility(trial.hit, chance)
+        return -trial.plausibility
 
     @property
     def _search_radius_px(self) -> float:
@@ -376,8 +413,8 @@ class Indexer:
         trial: _Trial,
         explained: npt.NDArray[np.bool_],
         stronger: Sequence[_Trial],
-    ) -> tuple[float, int]:
-        """Set `log_false` from what no stronger crystal explains; return chance rate, shared spots."""
+    ) -> int:
+        """Set `log_false` from what no stronger crystal explains; return how many spots it shares."""
         p = self.parameters
         phase = self.phases[trial.phase]
         own = ~_coincides(trial.prediction.xy_px, stronger, 2.0 * p.match_radius_px, frame.shape)
@@ -392,20 +429,23 @@ class Indexer:
         strain = p.max_strain if trial.parameters == ROTATION_AND_STRAIN else 0.0
         trials = log_trials(p.match_radius_px * self._rad_per_px, k, phase.symmetry_order, strain)
         trial.log_false = tail + trials + math.log(len(self.phases))
-        return mean, int(np.count_nonzero(hit) - k)
+        return int(np.count_nonzero(hit)) - k
 
     def _keep(
         self,
-        frame: _FrameSpots,
         trial: _Trial | None,
         explained: npt.NDArray[np.bool_],
         kept: list[_Trial],
     ) -> bool:
-        if trial is None or trial.log_false > self._log_accept:
+        if trial is None or trial.log_false > self._log_accept or not self._is_sharp(trial):
             return False
         kept.append(trial)
         explained[trial.spot[trial.hit]] = True
         return True
+
+    def _is_sharp(self, trial: _Trial) -> bool:
+        # Chance matches fill the match radius evenly (mean 2/3 of it), a crystal's lie at its centre.
+        return float(np.mean(trial.distance[trial.hit])) < 0.5 * self.parameters.match_radius_px
 
     def _judge_hint(
         self,
@@ -431,14 +471,18 @@ class Indexer:
             full = self._rematch(frame, everything, trial)
             self._judge(frame, full, nothing, ())
             alone.append(full)
-        alone.sort(key=lambda t: t.log_false)
+        alone.sort(key=lambda t: self._rank(frame, t))
         accepted: list[_Trial] = []
         found: list[tuple[_Trial, float, int]] = []
+        radius = self.parameters.match_radius_px
         explained = nothing.copy()
         for trial in alone:
-            chance, shared = self._judge(frame, trial, explained, accepted)
+            if _another_name(trial, accepted):
+                continue
+            shared = self._judge(frame, trial, explained, accepted)
             if trial.log_false > self._log_accept:
                 continue
+            chance = float(frame.density.chance(trial.prediction.xy_px, radius).mean())
             accepted.append(trial)
             explained[trial.spot[trial.hit]] = True
             found.append((trial, chance, shared))
@@ -467,26 +511,27 @@ class Indexer:
         scene = self.phases[trial.phase].scene
         prediction, spot, distance = trial.prediction, trial.spot, trial.distance
         fit, parameters = trial.fit, trial.parameters
-        for _ in range(2):
+        for _ in range(3):
             hit = spot >= 0
             mine = hit.copy()
             mine[hit] &= owner[spot[hit]] == number
             if np.count_nonzero(mine) < p.min_matched:
                 mine = hit
             # Outliers (overlaps, other grains' spots) lie far outside the core of the residuals.
-            core = distance <= max(4.0 * float(np.median(distance[mine])), 0.3)
-            use = mine & core
-            count = int(np.count_nonzero(use))
-            wanted = ROTATION_AND_STRAIN if count >= ROTATION_AND_STRAIN + 2 else ROTATION
-            new = self._fit(frame, scene, fit.matrix, prediction, spot[use], use, wanted)
+            use = mine & (distance <= max(4.0 * float(np.median(distance[mine])), 0.3))
+            new = self._final_fit(frame, scene, fit, prediction, spot[use], use)
             if new is None:
                 break
-            fit, parameters = new, wanted
+            fit, parameters = new, len(new.covariance)
             prediction = predict(scene, fit.matrix)
+            if fit.depth_mm:
+                prediction = replace(
+                    prediction, xy_px=prediction.xy_px + fit.depth_mm * self._depth_shift(prediction)
+                )
             spot, distance = pair(prediction.xy_px, view.grid, p.match_radius_px)
         hit = spot >= 0
         matrix, strain = fit.matrix, None
-        if parameters == ROTATION_AND_STRAIN:
+        if parameters >= ROTATION_AND_STRAIN:
             rotation, strain = decompose(matrix)
             matrix = rotation @ np.linalg.inv(np.eye(3) + strain)
         return IndexedCrystal(
@@ -502,7 +547,42 @@ class Indexer:
             chance_rate=chance,
             log_false=trial.log_false,
             shared=shared,
+            depth_mm=fit.depth_mm,
         )
+
+    def _final_fit(
+        self,
+        frame: _FrameSpots,
+        scene: Scene,
+        start: Fit,
+        prediction: Prediction,
+        spots: IntArray,
+        use: npt.NDArray[np.bool_],
+    ) -> Fit | None:
+        # As many parameters as the spots determine; a depth only where it is beyond doubt.
+        count = len(spots)
+        if count < ROTATION_AND_STRAIN + 2:
+            return self._fit(frame, scene, start.matrix, prediction, spots, use, ROTATION)
+        plain = self._fit(frame, scene, start.matrix, prediction, spots, use, ROTATION_AND_STRAIN)
+        if plain is None or count < _SPOTS_FOR_DEPTH:
+            return plain
+        deep = refine(
+            plain.matrix,
+            scene.reflections.g[prediction.index[use]],
+            frame.xy[spots],
+            scene.projection,
+            ROTATION_STRAIN_DEPTH,
+            None if frame.sigma is None else frame.sigma[spots],
+            shift_px_per_mm=self._depth_shift(prediction)[use],
+        )
+        if deep is None or not 0.0 < deep.depth_mm < _DEEPEST_MM:
+            return plain
+        significant = deep.depth_mm > 5.0 * math.sqrt(float(deep.covariance[8, 8]))
+        return deep if significant else plain
+
+    def _depth_shift(self, prediction: Prediction) -> FloatArray:
+        calibration = self._calibration
+        return depth_shift(prediction.xy_px, prediction.energy_keV, calibration.projection, calibration.dd_mm)
 
 
 class _FrameSpots:
@@ -514,6 +594,7 @@ class _FrameSpots:
         self.q = np.ascontiguousarray(calibration.scattering_vectors(xy))
         self.shape = calibration.shape
         self.grid = SpotGrid.of(xy, calibration.shape)
+        self.density = SpotDensity(xy, calibration.shape)
 
 
 class _View:
@@ -539,14 +620,17 @@ def _coincides(
     if not others:
         return np.zeros(len(xy), dtype=bool)
     taken = SpotGrid.of(np.concatenate([t.prediction.xy_px for t in others]), shape)
-    shared = np.zeros(len(xy), dtype=bool)
-    nearest, _ = _nearest_of(xy, taken, radius_px)
-    shared[nearest >= 0] = True
-    return shared
+    return pair(xy, taken, radius_px)[0] >= 0
 
 
-def _nearest_of(xy: FloatArray, grid: SpotGrid, radius_px: float) -> tuple[IntArray, FloatArray]:
-    return pair(xy, grid, radius_px)
+def _another_name(trial: _Trial, accepted: Sequence[_Trial]) -> bool:
+    # The same grain under another material's name: most of its spots are a stronger crystal's.
+    spots = trial.spot[trial.hit]
+    return any(
+        other.phase != trial.phase
+        and 2 * np.count_nonzero(np.isin(spots, other.spot[other.hit])) > len(spots)
+        for other in accepted
+    )
 
 
 def _owners(n_spots: int, trials: Sequence[_Trial]) -> IntArray:
