@@ -1,0 +1,81 @@
+"""The Makefile: what it offers, and what it says on a machine that lacks something."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TARGETS = re.findall(r"^([a-z][a-z-]*):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    # The variables of an outer make would change what this one does.
+    environment = {k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}}
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_make_alone_lists_every_target() -> None:
+    answer = make()
+    assert answer.returncode == 0
+    assert [line.split()[0:2] for line in answer.stdout.splitlines()] == [["make", name] for name in TARGETS]
+    assert {"demo", "test", "data", "bench", "bench-peers", "faults", "soak", "fuzz"} <= set(TARGETS)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_targets_can_be_made_from_nothing(target: str, tmp_path: Path) -> None:
+    answer = make("--dry-run", target, f"VENV={tmp_path}/venv")
+    assert answer.returncode == 0, answer.stderr
+    if target not in {"help", "clean"}:
+        assert f'-m venv "{tmp_path}/venv"' in answer.stdout
+    assert "torch" not in answer.stdout
+
+
+def test_the_demo_installs_no_tools_of_development(tmp_path: Path) -> None:
+    installs = [
+        line for line in make("-n", "demo", f"VENV={tmp_path}/v").stdout.splitlines() if "install -c" in line
+    ]
+    assert len(installs) == 1
+    assert "'.[daemon]'" in installs[0]
+
+
+def test_the_tests_install_once_and_with_everything(tmp_path: Path) -> None:
+    installs = [
+        line for line in make("-n", "test", f"VENV={tmp_path}/v").stdout.splitlines() if "install -c" in line
+    ]
+    assert len(installs) == 1
+    assert "'.[daemon,dev]'" in installs[0]
+
+
+def test_an_old_python_is_refused_by_name(tmp_path: Path) -> None:
+    old = tmp_path / "python3.9"
+    old.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.2" && exit 0\nexit 1\n', encoding="utf-8"
+    )
+    old.chmod(0o755)
+    answer = make("venv", f"PYTHON={old}", f"VENV={tmp_path}/venv")
+    assert answer.returncode != 0
+    assert f"{old} is Python 3.9.2, grainwatch needs 3.11 or newer" in answer.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_a_missing_python_is_named(tmp_path: Path) -> None:
+    answer = make("venv", "PYTHON=", f"VENV={tmp_path}/venv")
+    assert answer.returncode != 0
+    assert "install Python 3.11 or newer" in answer.stderr
+
+
+def test_the_build_server_runs_make_test() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert "make test" in script.read_text(encoding="utf-8")
