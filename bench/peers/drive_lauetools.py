@@ -109,14 +109,8 @@ def prepare(task: dict[str, Any], folder: Path) -> Any:
 
 
 def index(parameters: Any, file: str, task: dict[str, Any]) -> dict[str, Any]:
-    result: dict[str, Any] = {
-        "name": task["name"],
-        "file": file,
-        "ubs": [],
-        "spots": [],
-        "matching_rate": [],
-        "error": "",
-    }
+    result: dict[str, Any] = {"name": task["name"], "file": file, "error": ""}
+    result |= {"ubs": [], "spots": [], "matching_rate": [], "fits": []}
     fits = Path(parameters.fit_folder)
     for left_over in fits.glob(f"{Path(file).stem}_g*.fit"):
         left_over.unlink()

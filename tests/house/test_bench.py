@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, poisson
 
-ROOT = Path(__file__).resolve().parents[2]
 from bench import BENCHES
 from bench import report as report_module
 from bench.bounds import at_most_95, mean_at_most_95
 from bench.patterns import Condition, pattern, reflections, score
 from bench.report import Report, repetitions_s
 from pipelines.laue.crystal import load_material
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def quiet() -> Report:
