@@ -7,8 +7,11 @@ never opened for writing again. See `pipelines.results_files` for the layout and
 
 from __future__ import annotations
 
+import errno
+import functools
 import logging
 import re
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable
@@ -25,6 +28,7 @@ log = logging.getLogger("grainwatch.sinks.hdf5")
 
 WRITE_ERRORS = (OSError, RuntimeError, KeyError)  # what h5py raises when the disk refuses
 BACKLOG_MESSAGES = 10_000
+LONGEST_RETRY_S = 300.0
 FLUSH_BYTES = 4 * 1024 * 1024
 
 
@@ -38,7 +42,10 @@ class Config(Table, frozen=True, kw_only=True):
     flush_s : float
         A reader sees a result at most so many seconds after it was published; up to 1.
     retry_s : float
-        After an error of the disk a new file is tried so many seconds later.
+        After an error of the disk it is tried again so many seconds later, then ever more rarely.
+    reserve_mib : int
+        Free space below which the disk counts as full: writing stops before it really is, and
+        goes on in the same file when there is room again.
     edge : EdgeTable
         The default waits rather than lose results when the disk is slow.
     """
@@ -46,6 +53,7 @@ class Config(Table, frozen=True, kw_only=True):
     folder: str = "results"
     flush_s: float = 0.5
     retry_s: float = 10.0
+    reserve_mib: int = 64
     edge: EdgeTable = EdgeTable(policy="block", depth=1024)
 
 
@@ -64,6 +72,7 @@ class ResultsFileSink:
         self._folder = Path(config.folder)
         self._flush_s = config.flush_s
         self._retry_s = config.retry_s
+        self._reserve_bytes = config.reserve_mib * 1024 * 1024
         self._context = context
         self._series: dict[str, _Series] = {}
         self._flushed = time.monotonic()
@@ -88,20 +97,17 @@ class ResultsFileSink:
         if due:
             self._flushed = now
         for series in self._series.values():
-            if series.writer is None:
-                if now >= series.retry_at:
-                    self._start_part(series)
+            if now < series.retry_at:
+                self._bound(series)
+            elif series.writer is None:
+                self._start_part(series)
             elif due or series.writer.pending_bytes >= FLUSH_BYTES:
                 self._attempt(series, series.writer.write)
 
     def close(self) -> None:
         """Flush and close all files; their series stay unfinished."""
         for series in self._series.values():
-            if series.writer is None:
-                self._start_part(series)
-            if series.writer is not None:
-                self._attempt(series, series.writer.close)
-            self._give_up(series)
+            self._finish(series, None)
         self._series.clear()
 
     def path(self, series_uid: str) -> Path | None:
@@ -112,7 +118,7 @@ class ResultsFileSink:
     def _open(self, event: SeriesOpened) -> None:
         if event.series_uid in self._series:
             return
-        series = self._series[event.series_uid] = _Series(event)
+        series = self._series[event.series_uid] = _Series(event, self._retry_s)
         self._start_part(series)
 
     def _add(self, event: Published) -> None:
@@ -130,90 +136,107 @@ class ResultsFileSink:
         if series.writer is not None:
             series.writer.add(event)
         else:
-            self._keep(series, [event])
+            series.backlog.append(event)
 
     def _close(self, event: SeriesClosed) -> None:
         series = self._series.pop(event.series_uid, None)
-        if series is None:
-            return
-        # Twice, because what a failing close still held gets one more file.
-        if not self._finish(series, event):
+        if series is not None:
             self._finish(series, event)
-        self._give_up(series)
 
-    def _finish(self, series: _Series, event: SeriesClosed) -> bool:
-        if series.writer is None:
-            self._start_part(series)
-        writer = series.writer
-        return writer is not None and self._attempt(series, lambda: writer.close(event.ended, event.counts))
+    def _finish(self, series: _Series, event: SeriesClosed | None) -> None:
+        ended, counts = (event.ended, event.counts) if event else (None, None)
+        # Twice, because what a failing close still held gets one more file.
+        for _ in range(2):
+            if series.writer is None:
+                self._start_part(series)
+            writer = series.writer
+            if writer is None or self._attempt(series, functools.partial(writer.close, ended, counts)):
+                break
+        series.lost += len(series.backlog)
+        self.lost_messages += len(series.backlog)
+        if series.writer is not None and series.writer.pending:
+            series.lost += len(series.writer.pending)
+            self.lost_messages += len(series.writer.pending)
+            series.writer.strand()
+        if series.lost:
+            log.error("%d results of series %s are in no file", series.lost, series.opened.series_uid)
 
     def _start_part(self, series: _Series) -> None:
         """Begin the next file of a series, with what could not be written before."""
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            series.writer = ResultsWriter(
-                _new_path(self._folder, series.opened), series.opened, self._context
-            )
-        except WRITE_ERRORS as error:
-            self._failed(series, error)
+        if not self._attempt(series, lambda: self._create(series)):
             return
         writer = series.writer
+        assert writer is not None
         while series.backlog:
             writer.add(series.backlog.popleft())
-        if self._attempt(series, writer.write) and series.complained:
-            log.warning(
-                "results of series %s are written again, to %s", series.opened.series_uid, writer.path
-            )
-            series.complained = False
+        self._attempt(series, writer.write)
+
+    def _create(self, series: _Series) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        series.writer = ResultsWriter(_new_path(self._folder, series.opened), series.opened, self._context)
 
     def _attempt(self, series: _Series, action: Callable[[], None]) -> bool:
+        """Do something that writes; False, and said once, when the disk refuses."""
+        try:
+            _need_room(self._folder, self._reserve_bytes)
+        except OSError as error:
+            self._failed(series, error)
+            return False
         try:
             action()
         except WRITE_ERRORS as error:
             self._failed(series, error)
+            self._drop_writer(series)
             return False
+        writer = series.writer
+        if writer is not None and writer.holds_results:  # an empty file proves nothing
+            if series.complained:
+                log.warning(
+                    "results of series %s are written again, to %s", series.opened.series_uid, writer.path
+                )
+            series.complained = False
+            series.retry_s = self._retry_s
         return True
 
     def _failed(self, series: _Series, error: Exception) -> None:
         self.write_errors += 1
-        series.retry_at = time.monotonic() + self._retry_s
+        series.retry_at = time.monotonic() + series.retry_s
+        series.retry_s = min(2 * series.retry_s, LONGEST_RETRY_S)
         if not series.complained:
             series.complained = True
             log.error(
-                "results of series %s cannot be written to sinks.hdf5.folder %s: %s; trying again every %g s",
+                "results of series %s cannot be written to sinks.hdf5.folder %s: %s; they wait",
                 series.opened.series_uid,
                 self._folder,
                 _first_line(error),
-                self._retry_s,
             )
-        if series.writer is not None:
-            writer, series.writer = series.writer, None
-            self._keep(series, writer.pending)
-            writer.abandon()
-            if not writer.holds_results:
-                # Else every attempt on a full disk would leave an empty part behind.
-                writer.path.unlink(missing_ok=True)
 
-    def _keep(self, series: _Series, events: list[Published]) -> None:
-        series.backlog.extend(events)
-        while len(series.backlog) > BACKLOG_MESSAGES:
-            series.backlog.popleft()
+    def _drop_writer(self, series: _Series) -> None:
+        """Let go of a file that cannot be written; what it held in memory goes to the next part."""
+        writer, series.writer = series.writer, None
+        if writer is None:
+            return
+        series.backlog.extendleft(reversed(writer.pending))
+        writer.strand()
+        if not writer.holds_results:
+            # Else every attempt on a broken disk would leave an empty part behind.
+            writer.path.unlink(missing_ok=True)
+
+    def _bound(self, series: _Series) -> None:
+        """Keep no more than BACKLOG_MESSAGES for a disk that refuses; the oldest go."""
+        waiting = series.backlog if series.writer is None else series.writer.pending
+        while len(waiting) > BACKLOG_MESSAGES:
+            waiting.popleft()
             self.lost_messages += 1
             series.lost += 1
-
-    def _give_up(self, series: _Series) -> None:
-        series.lost += len(series.backlog)
-        self.lost_messages += len(series.backlog)
-        series.backlog.clear()
-        if series.lost:
-            log.error("%d results of series %s are in no file", series.lost, series.opened.series_uid)
 
 
 class _Series:
     """A series that is open: its file, and what waits while there is none."""
 
-    def __init__(self, opened: SeriesOpened) -> None:
+    def __init__(self, opened: SeriesOpened, retry_s: float) -> None:
         self.opened = opened
+        self.retry_s = retry_s
         self.writer: ResultsWriter | None = None
         self.backlog: deque[Published] = deque()
         self.retry_at = 0.0
@@ -235,12 +258,15 @@ def open_sink(config: Config, context: SinkContext) -> ResultsFileSink:
         )
     if config.retry_s <= 0.0:
         raise ConfigError(f"sinks.hdf5.retry_s: expected more than 0, got {config.retry_s}")
+    if config.reserve_mib < 1:
+        raise ConfigError(f"sinks.hdf5.reserve_mib: expected 1 or more, got {config.reserve_mib}")
     folder = Path(config.folder)
     probe = folder / f".{context.daemon_name}{UNFINISHED_SUFFIX}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
         probe.unlink()
+        _need_room(folder, config.reserve_mib * 1024 * 1024)
     except OSError as error:
         raise ConfigError(
             f"sinks.hdf5.folder: {folder} cannot be written to ({error.strerror}): "
@@ -260,6 +286,15 @@ def _new_path(folder: Path, opened: SeriesOpened) -> Path:
         return folder / f"{base}-part{max(numbers, default=1) + 1}.h5"
     start = datetime.fromtimestamp(opened.started, UTC).strftime("%Y%m%dT%H%M%SZ")
     return folder / f"{stream}-{start}-{uid}.h5"
+
+
+def _need_room(folder: Path, reserve_bytes: int) -> None:
+    # Looked at before HDF5 finds out, because it does not survive a full disk with its file whole.
+    free = shutil.disk_usage(folder).free
+    if free < reserve_bytes:
+        raise OSError(
+            errno.ENOSPC, f"only {free >> 20} MiB are free, expected {reserve_bytes >> 20} at least"
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,6 +66,9 @@ class _Rows:
             self._datasets[name] = dataset
         self.count = 0  # rows appended and pending together
 
+    def datasets(self) -> list[Any]:
+        return list(self._datasets.values())
+
     def add(self, **values: Any) -> None:
         for name, pending in self._pending.items():
             pending.append(values[name])
@@ -94,6 +98,9 @@ class _Names:
         )
         self._codes: dict[str, int] = {}
         self._written = 0
+
+    def datasets(self) -> list[Any]:
+        return [self._dataset]
 
     def code(self, text: str) -> int:
         return self._codes.setdefault(text, len(self._codes))
@@ -142,18 +149,19 @@ class ResultsWriter:
         self.opened = opened
         creating = path.with_name(path.name + UNFINISHED_SUFFIX)
         self._file = h5py.File(creating, "w", libver="latest")
+        self._objects: list[Any] = [self._file]
         try:
             self._layout(opened, context)
             self._file.swmr_mode = True
             self._file.flush()
             os.rename(creating, path)
         except BaseException:
-            self.abandon()
+            self.strand()
             creating.unlink(missing_ok=True)
             raise
         self._heap_size = 0
         self._heap: list[bytes] = []
-        self.pending: list[Published] = []
+        self.pending: deque[Published] = deque()
         self.pending_bytes = 0
         self.holds_results = False
 
@@ -186,25 +194,23 @@ class ResultsWriter:
 
     def close(self, ended: float | None = None, counts: Mapping[str, int] | None = None) -> None:
         """Write the rest and close; with `ended` (UTC seconds) the series is marked finished."""
-        try:
-            self.write()
-            if ended is not None:
-                for state in STATES:
-                    self._series[state][0] = int((counts or {}).get(state, 0))
-                self._entry["end_time"][()] = np.bytes_(_iso(ended))
-                self._series["ended"][0] = ended
-            self._file.flush()
-        finally:
-            self.abandon()
+        self.write()
+        if ended is not None:
+            for state in STATES:
+                self._series[state][0] = int((counts or {}).get(state, 0))
+            self._entry["end_time"][()] = np.bytes_(_iso(ended))
+            self._series["ended"][0] = ended
+        self._file.flush()
+        self._file.close()
 
-    def abandon(self) -> None:
-        """Close the file as it is, after an error too."""
-        try:
-            self._file.close()
-        except (OSError, RuntimeError):
-            # What cannot be written cannot be closed in order either; the caller has reported it.
-            if self._file.id.valid:
-                self._file.id.close()
+    def strand(self) -> None:
+        """Leave the file as it is, after an error: nothing of it is touched any more.
+
+        HDF5 crashes the process when it closes a file that it could not write, or what belongs to
+        it; the handles are therefore left to the end of the process.
+        """
+        for item in self._objects:
+            item.id.locked = True  # h5py closes no handle that is locked
 
     def _layout(self, opened: SeriesOpened, context: SinkContext) -> None:
         root = self._file
@@ -249,6 +255,12 @@ class ResultsWriter:
         self._grains = _Rows(_nxdata(grid, "grains", "size_points", "grain_id"), GRAINS)
         names = _group(entry, "names", "NXcollection")
         self._names = {name: _Names(names, name) for name in NAMES}
+
+        self._objects += [entry, series, self._data, grid]
+        for rows in (self._crystals, self._frames, self._index, self._points, self._grains):
+            self._objects += rows.datasets()
+        for texts in self._names.values():
+            self._objects += texts.datasets()
 
         provenance = _group(entry, "provenance", "NXprocess")
         for name, text in (
