@@ -13,6 +13,7 @@ import re
 import shutil
 import tempfile
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -157,7 +158,7 @@ def _unpacked(file: str, folder: Path) -> str:
     try:
         with opener(file, "rb") as packed, copy.open("wb") as plain:
             shutil.copyfileobj(packed, plain, 1 << 20)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise BadFrame(f"{file}: cannot be unpacked, it is truncated or damaged: {error}") from error
     return str(copy)
 
@@ -220,7 +221,11 @@ def _hdf5_images(file: str, dataset: str) -> Iterator[FileImage]:
         raise BadFrame(f"{file}: is a damaged HDF5 file: {error}") from error
     with handle:
         number = 0
-        for stack in _stacks(handle, dataset, file):
+        try:
+            stacks = _stacks(handle, dataset, file)
+        except (OSError, RuntimeError, KeyError, TypeError) as error:
+            raise BadFrame(f"{file}: is a damaged HDF5 file: {error}") from error
+        for stack in stacks:
             for index in range(stack.shape[0] if stack.ndim == 3 else 1):
                 label = f"{file}::{stack.name}#{index}"
                 try:

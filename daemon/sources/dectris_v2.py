@@ -16,7 +16,7 @@ from typing import Final, Literal
 
 import zmq
 
-from daemon.sources.base import Bad, Event, Idle, SeriesStart
+from daemon.sources.base import Arrival, Bad, Event, Idle, SeriesStart
 from daemon.sources.dectris_v2_codec import decode_message
 from grainwatch.config import ConfigError, Table
 
@@ -109,6 +109,11 @@ class DectrisV2Source:
         """Where it listens in fact: the port that was taken when the address ended in ``:*``."""
         return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
+    @property
+    def republished_at(self) -> str:
+        """Where it publishes again in fact, "" for nowhere."""
+        return self._output.getsockopt_string(zmq.LAST_ENDPOINT) if self._output else ""
+
     def events(self) -> Iterator[Event]:
         """Yield what arrives until the source is closed."""
         while not self._closed:
@@ -159,7 +164,7 @@ class DectrisV2Source:
         if message.nbytes > limit:
             # Which frame it was stands in its first bytes; the rest is not looked at.
             head = decode_message(message[:_HEAD_BYTES])[0]
-            known = (head.detector_series, head.frame) if isinstance(head, Bad) else (None, None)
+            known = (head.detector_series, head.frame) if isinstance(head, Bad | Arrival) else (None, None)
             events: list[Event] = [Bad(f"message of {message.nbytes} bytes, the limit is {limit}", *known)]
         else:
             events = decode_message(message, max_image_bytes=self._config.max_image_bytes)

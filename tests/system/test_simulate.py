@@ -1,0 +1,119 @@
+"""``grainwatch simulate`` as a process of its own, read by a real source."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fabio.tifimage
+import numpy as np
+import pytest
+
+from daemon.sources.base import Arrival, Idle, SeriesEnd
+from daemon.sources.dectris_v2 import Config, open_source
+
+COMMAND = [str(Path(sys.executable).parent / "grainwatch"), "simulate", "dectris-v2"]
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    paths = [tmp_path / f"frame_{k}.tif" for k in range(3)]
+    for k, path in enumerate(paths):
+        fabio.tifimage.TifImage(data=np.full((30, 40), k, np.uint16)).write(str(path))
+    return [str(path) for path in paths]
+
+
+@contextmanager
+def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start the simulator on a free port; gives the process and the address that it printed."""
+    process = subprocess.Popen(
+        [*COMMAND, "--bind", "tcp://127.0.0.1:*", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        found = re.search(r"tcp://\S+", line)
+        assert found is not None, line + process.stderr.read()
+        yield process, found.group()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def read_all(address: str) -> list[Arrival]:
+    source = open_source(Config(address=address), "laue")
+    arrivals = []
+    for event in source.events():
+        if isinstance(event, Arrival):
+            arrivals.append(event)
+        if isinstance(event, SeriesEnd):
+            break
+    source.close()
+    return arrivals
+
+
+def test_files_stream_at_a_rate_and_it_reports(files: list[str]) -> None:
+    with running("--frames", *files, "--rate", "40", "--repeat", "4", "--json") as (process, address):
+        arrivals = read_all(address)
+        output = process.communicate(timeout=20)[0]
+    assert process.returncode == 0
+    assert [int(a.image.array()[0, 0]) for a in arrivals] == [0, 1, 2] * 4
+    report = json.loads(output)
+    assert report["images"] == 12
+    assert report["complete"] is True
+    assert 11 / 40 <= report["seconds"] < 5
+
+
+def test_a_stop_reports_what_was_sent(files: list[str]) -> None:
+    with running("--frames", files[0], "--rate", "20", "--count", "100000") as (process, address):
+        source = open_source(Config(address=address), "laue")
+        arrivals = (event for event in source.events() if isinstance(event, Arrival))
+        assert [next(arrivals).frame for _ in range(3)] == [0, 1, 2]
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=20)[0]
+        source.close()
+    assert process.returncode == 1
+    assert re.match(r"sent \d+ images in 0 series, .* stopped before all of it was taken", output)
+
+
+def test_it_outlives_a_reader_that_goes_away(files: list[str]) -> None:
+    with running("--frames", *files, "--rate", "50", "--count", "60") as (process, address):
+        source = open_source(Config(address=address), "laue")
+        next(event for event in source.events() if not isinstance(event, Idle))
+        source.close()
+        arrivals = read_all(address)
+        assert process.wait(timeout=20) == 0
+    assert arrivals
+    assert arrivals[-1].frame == 59
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--frames", "absent.tif"], "absent.tif: cannot be read"),
+        (["--frames", "none*.tif"], "none*.tif: no file there"),
+        ([], "--frames: give at least one file"),
+        (["--frames", "FILE", "--algorithm", "zip"], "algorithm: expected one of none, lz4, bslz4"),
+        (["--frames", "FILE", "--rate", "-1"], "rate: expected 0"),
+        (["--frames", "FILE", "--bind", "nonsense"], "nonsense cannot be used"),
+        (["--frames", "FILE", "--bind", "tcp://*:1", "--connect", "tcp://a:1"], "not both"),
+    ],
+)
+def test_errors_are_one_line(files: list[str], arguments: list[str], message: str) -> None:
+    arguments = [files[0] if a == "FILE" else a for a in arguments]
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("grainwatch: ")
+    assert len(done.stderr.splitlines()) == 1
