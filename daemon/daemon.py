@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,8 @@ from daemon.sinks.base import SeriesClosed, SeriesOpened, SinkContext
 from daemon.sources.base import Source
 from grainwatch import __version__
 from grainwatch.config import Config, ConfigError, EdgeTable
-from grainwatch.messages import Health, Times
+from grainwatch.messages import Health, LaueResult, Times
+from pipelines.results_files import read_results, results_files
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class Daemon:
         self._stopped = threading.Event()
         self._wake = threading.Event()
         self._announced: set[str] = set()
+        self._earlier: dict[str, Path | None] = {}
         self._undo = ExitStack()
         self.streams: dict[str, Stream] = {}
 
@@ -131,7 +133,9 @@ class Daemon:
             )
             stream = Stream(name, plugin, tracker, config.streams[name].intake, self._ledger, self._wake.set)
             if hasattr(plugin.plugin.module, "aggregator"):
-                stream.aggregation = Aggregation(name, plugin.aggregator, self._outbox, self._announce_closed)
+                stream.aggregation = Aggregation(
+                    name, plugin.aggregator, self._outbox, self._announce_closed, self._history
+                )
             self.streams[name] = stream
         self._dispatcher = Dispatcher(
             self.streams, self._executor, self._outbox, self._ledger, self._announce_closed, self._wake
@@ -162,11 +166,26 @@ class Daemon:
                 series.uid[:8],
                 lost,
             )
+            self._earlier[series.uid] = self._ledger.results_file(series.uid)
             if series.stream in self.config.streams:
                 found.setdefault(series.stream, []).append(series)
             else:
                 self._ledger.end_series(series)
         return found
+
+    def _history(self, uid: str) -> Iterator[LaueResult]:
+        """Yield what an earlier daemon published of a series that goes on."""
+        latest = self._earlier.get(uid)
+        if latest is None:
+            return
+        current = self._ledger.results_file(uid)
+        for part in results_files(latest.parent, uid):
+            if part == current:
+                continue  # what this daemon writes itself
+            try:
+                yield from read_results(part)
+            except (OSError, ValueError) as error:
+                log.error("%s: the map goes on without the results in it: %s", part, error)
 
     def _open_sinks(self, plugins: dict[str, Plugin]) -> Outbox:
         context = SinkContext(
@@ -181,7 +200,7 @@ class Daemon:
                 sink = _open(plugin, partial(plugin.module.open_sink, plugin.config, context))
                 close_sinks.callback(sink.close)
                 table = getattr(plugin.config, "edge", EdgeTable())
-                runners.append(SinkRunner(name, sink, table))
+                runners.append(SinkRunner(name, sink, table, self._ledger.set_results_file))
             close_sinks.pop_all()
         return Outbox(self.config.daemon.name, self._ledger, runners)
 

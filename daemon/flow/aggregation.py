@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import methodcaller
 
 from daemon.flow.edge import Edge
@@ -28,6 +28,8 @@ class Aggregation:
     outbox : Outbox
     closed : callable
         Told of each series that is complete, after its last message was published.
+    history : callable
+        Yields the results of a series that an earlier daemon published.
     """
 
     def __init__(
@@ -36,11 +38,13 @@ class Aggregation:
         make: Callable[[str], Aggregator | None],
         outbox: Outbox,
         closed: Callable[[Series], None],
+        history: Callable[[str], Iterable[LaueResult]],
     ) -> None:
         self._stream = stream
         self._make = make
         self._outbox = outbox
         self._closed = closed
+        self._history = history
         self.edge: Edge[LaueResult | Series] = Edge(f"{stream} maps", EdgeTable())
         self._aggregators: dict[str, Aggregator | None] = {}
         self._stop = threading.Event()
@@ -83,11 +87,18 @@ class Aggregation:
             self._aggregators.pop(series.uid, None)
         self._closed(series)
 
+    def _begin(self, uid: str) -> Aggregator | None:
+        aggregator = self._make(uid)
+        if aggregator is not None:
+            for result in self._history(uid):
+                aggregator.add(result)  # what it says has been published before
+        return aggregator
+
     def _guarded(self, uid: str, call: Callable[[Aggregator], Sequence[AnyMessage]]) -> None:
         """Call an aggregator and publish; one that raises is given up for its series."""
         try:
             if uid not in self._aggregators:
-                self._aggregators[uid] = self._make(uid)
+                self._aggregators[uid] = self._begin(uid)
             aggregator = self._aggregators[uid]
             if aggregator is None:
                 return

@@ -213,10 +213,16 @@ class Ledger:
             completed, self._completed = self._completed, []
         return completed
 
-    def set_results_file(self, uid: str, path: str) -> None:
-        """Note where the results of a series are."""
+    def set_results_file(self, uid: str, path: Path) -> None:
+        """Note where the results of a series are: the latest part, the others lie beside it."""
         with self._disk:
-            self._store.set_results_file(uid, path)
+            self._store.set_results_file(uid, str(path.absolute()))
+
+    def results_file(self, uid: str) -> Path | None:
+        """Return where the results of a series are, if somebody wrote them."""
+        with self._disk:
+            name = self._store.results_file(uid)
+        return Path(name) if name else None
 
     # Frames.
 

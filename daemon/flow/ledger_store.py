@@ -173,6 +173,11 @@ class LedgerStore:
         """Note where the results of a series are."""
         self._db.execute("UPDATE series SET results_file = ? WHERE uid = ?", (path, uid))
 
+    def results_file(self, uid: str) -> str | None:
+        """Return where the results of a series are."""
+        row = self._db.execute("SELECT results_file FROM series WHERE uid = ?", (uid,)).fetchone()
+        return None if row is None else row[0]
+
     def series(self, only_open: bool = False, limit: int = -1) -> list[SeriesRow]:
         """Return series, latest first, without those that stand for no series."""
         where = "AND ended IS NULL" if only_open else ""

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import msgspec
 
@@ -25,10 +26,15 @@ IDLE_S = 0.05
 
 
 class SinkRunner:
-    """A sink, the edge before it and the thread that it runs in."""
+    """A sink, the edge before it and the thread that it runs in.
 
-    def __init__(self, name: str, sink: Sink, table: EdgeTable) -> None:
+    A sink with a method ``path(series_uid)`` writes files: `located` is told where each series is.
+    """
+
+    def __init__(self, name: str, sink: Sink, table: EdgeTable, located: Callable[[str, Path], None]) -> None:
         self.name = name
+        self._path: Callable[[str], Path | None] | None = getattr(sink, "path", None)
+        self._located = located
         self.edge: Edge[SinkEvent] = Edge(f"sink {name}", table)
         self.last_error = ""
         self._sink = sink
@@ -54,13 +60,21 @@ class SinkRunner:
             stopping = self._stop.is_set()
             events = self.edge.get_many(BATCH, 0.0 if stopping else IDLE_S)
             if events:
-                self._guarded("take results", partial(self._sink.handle, events))
+                self._guarded("take results", partial(self._take, events))
             elif stopping:
                 break
             if time.monotonic() >= idle_at:
                 self._guarded("do its periodic work", self._sink.idle)
                 idle_at = time.monotonic() + IDLE_S
         self._guarded("close", self._sink.close)
+
+    def _take(self, events: list[SinkEvent]) -> None:
+        self._sink.handle(events)
+        for event in events:
+            if isinstance(event, SeriesOpened) and self._path is not None:
+                path = self._path(event.series_uid)
+                if path is not None:
+                    self._located(event.series_uid, path)
 
     def _guarded(self, what: str, call: Callable[[], None]) -> None:
         """Call a sink; what it raises costs that call only. Said once, until it works again."""

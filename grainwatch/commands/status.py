@@ -13,6 +13,8 @@ import typer
 from grainwatch.config import ConfigError, DaemonTable, read_config
 
 TIMEOUT_S = 5.0
+#: What the table needs; a narrower terminal wraps its lines.
+WIDTH = 120
 
 
 def status(
@@ -76,6 +78,8 @@ def _show(reply: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(soft_wrap=True)
+    if console.width < WIDTH:
+        console = Console(soft_wrap=True, width=WIDTH)
     state = reply["status"]
     line = f"{state['name']} {state['version']}: {state['state']}"
     if "streams" not in state:
@@ -86,20 +90,25 @@ def _show(reply: dict[str, Any]) -> None:
     console.print(line, highlight=False)
 
     table = Table(box=None, pad_edge=False)
-    numbers = ("received", "done", "failed", "dropped", "lost", "in flight", "missing")
-    for column in ("stream", "state", "frames/s", *numbers, "p50", "p99", "last error"):
-        table.add_column(column, justify="left" if column in ("stream", "state", "last error") else "right")
+    numbers = ("received", "done", "failed", "dropped", "lost", "in flight")
+    for column in ("stream", "state"):
+        table.add_column(column)
+    signs = ("", "= ", "+ ", "+ ", "+ ", "+ ")
+    for column in ("frames/s", *map(str.__add__, signs, numbers), "missing", "p50", "p99"):
+        table.add_column(column, justify="right", no_wrap=True)
     for stream in state["streams"]:
         table.add_row(
             stream["stream"],
             stream["state"],
             f"{stream['rate_hz']:.1f}",
-            *(str(stream[n.replace(" ", "_")]) for n in numbers),
+            *(str(stream[n.replace(" ", "_")]) for n in (*numbers, "missing")),
             f"{stream['latency_p50_s'] * 1e3:.0f} ms",
             f"{stream['latency_p99_s'] * 1e3:.0f} ms",
-            stream["last_error"],
         )
     console.print(table)
+    for stream in state["streams"]:
+        if stream["last_error"]:
+            console.print(f"{stream['stream']}: last error: {stream['last_error']}", highlight=False)
     for edge in state["edges"]:
         if edge["dropped"] or edge["filled"] >= edge["depth"]:
             full = f"{edge['filled']} of {edge['depth']} filled, {edge['dropped']} dropped"
