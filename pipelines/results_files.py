@@ -73,6 +73,7 @@ CRYSTALS = {
     "chance_match_rate": Column("<f8"),
     "false_probability": Column("<f8"),
     "residual_px": Column("<f8", (), "px"),
+    "depth_um": Column("<f8", (), "um"),
     "grain_id": Column("<i4"),
     "flags": Column("<u8", names="flag"),
 }
@@ -235,6 +236,12 @@ class ResultsFile:
     def finished(self) -> bool:
         """Whether the series was closed in order (not while it runs, not after a crash)."""
         return bool(self._column("series", "ended", 1)[0] > 0)
+
+    @property
+    def config_text(self) -> str:
+        """The configuration file that the daemon ran with; empty when it is not in the file."""
+        text = self._entry.get("provenance/config")
+        return "" if text is None else str(text.asstr()[()])
 
     def counts(self) -> dict[str, int]:
         """Return how many frames ended in each state; empty unless `finished`."""
