@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,10 @@ def pytest_configure() -> None:
     data_dir()
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None, None, None]:
     """End with what was not tested: a skip that nobody sees is a test that nobody has."""
+    yield
     counts = Counter(_reason(report) for report in terminalreporter.stats.get("skipped", []))
     found = data_dir()
     terminalreporter.section("what was skipped")
