@@ -43,7 +43,7 @@ class ReflectionList:
     g : (n, 3) float64
         B0 @ hkl of the coprime triple, 1/angstrom without 2 pi, in the B0 frame.
     g_norm : (n,) float64
-        |g|, not decreasing; the members of a family have bit-identical values.
+        |g|, not decreasing; bit-identical for directions of the same length.
     g_unit : (n, 3) float64, C order
     orders : (n,) uint64
         Bit k is set where order k (the reflection k·hkl) is allowed and can lie in the band.
@@ -172,9 +172,11 @@ def build_reflections(
     both_f2 = np.concatenate([half_f2, half_f2])  # without dispersion Friedel's law is exact
     key = _family_code(material, hkl)
     _, representative, member = np.unique(key, return_index=True, return_inverse=True)
-    # One value for a whole family, so that rounding does not shuffle equivalent directions.
+    # One value for all directions of the same length, so that rounding does not shuffle them.
     g_norm = np.linalg.norm(hkl[representative] @ material.B0.T, axis=1)[member]
-    sequence = np.lexsort((hkl[:, 2], hkl[:, 1], hkl[:, 0], np.rint(g_norm * 1e10)))
+    _, first, tie = np.unique(np.rint(g_norm * 1e10), return_index=True, return_inverse=True)
+    g_norm = g_norm[first][tie]
+    sequence = np.lexsort((hkl[:, 2], hkl[:, 1], hkl[:, 0], g_norm))
     hkl, both_f2, member = hkl[sequence], both_f2[sequence], member[sequence]
     _, first_seen = np.unique(member, return_index=True)
     number = np.empty(len(first_seen), dtype=np.int32)
@@ -188,7 +190,7 @@ def build_reflections(
         max_two_theta_deg=float(max_two_theta_deg),
         hkl=hkl.astype(np.int16),
         g=np.ascontiguousarray(g),
-        g_norm=np.maximum.accumulate(g_norm[sequence]),
+        g_norm=g_norm[sequence],
         g_unit=np.ascontiguousarray(g / np.linalg.norm(g, axis=1, keepdims=True)),
         orders=np.where(both_f2 > 0, bits, np.uint64(0)).sum(axis=1, dtype=np.uint64),
         f2=both_f2,
