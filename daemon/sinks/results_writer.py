@@ -342,6 +342,7 @@ class ResultsWriter:
             chance_match_rate=crystal.chance_match_rate,
             false_probability=crystal.false_probability,
             residual_px=crystal.residual_px,
+            depth_um=crystal.depth_um,
             grain_id=crystal.grain_id,
             flags=self._names["flag"].bits(crystal.flags),
         )

@@ -72,6 +72,7 @@ def synthetic_crystal(rng: np.random.Generator, material: str = "Cu") -> Crystal
         chance_match_rate=0.08,
         false_probability=1e-9,
         residual_px=float(rng.uniform(0.1, 0.3)),
+        depth_um=0.0,
         spot_indices=ArrayData.of(np.arange(matched), "<i4"),
         hkl=ArrayData.of(rng.integers(-9, 10, (matched, 3)), "<i2"),
     )

@@ -17,13 +17,16 @@ import numpy.typing as npt
 
 from grainwatch.messages import ArrayData, Crystal
 from pipelines import rotations
+from pipelines.files import read_images
 from pipelines.frame import BadFrame
 from pipelines.laue.crystal import Material
 from pipelines.laue.geometry import Calibration, DetectorArea
-from pipelines.laue.indexer import Hint, IndexedCrystal, Indexer, IndexingParameters, Phase
+from pipelines.laue.indexing.assign import IndexedCrystal
+from pipelines.laue.indexing.indexer import Hint, Indexer
+from pipelines.laue.indexing.parameters import IndexingParameters, Phase
+from pipelines.laue.indexing.refine import decompose, strain_sigma
 from pipelines.laue.orientation import SAMPLE_FRAMES, orientation_of
 from pipelines.laue.peaks import PeakSearch, PeakTable, find_peaks
-from pipelines.laue.refine import decompose, strain_sigma
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -179,12 +182,8 @@ def read_mask(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
     ValueError
         If it cannot be read or does not fit the detector.
     """
-    from pipelines.files import read_images
-
-    if path.suffix == ".npy":
-        mask = np.load(path, allow_pickle=False)
-    else:
-        mask = next(iter(read_images(path)))[1]
+    is_numpy = path.suffix == ".npy"
+    mask = np.load(path, allow_pickle=False) if is_numpy else next(iter(read_images(path)))[1]
     if mask.shape != shape:
         raise ValueError(f"{path}: mask of shape {mask.shape} does not fit a detector of shape {shape}")
     return np.asarray(mask != 0)

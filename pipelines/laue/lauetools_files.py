@@ -415,6 +415,8 @@ def _calibration(
     dd, xcen, ycen, xbet, xgam = parameters
     if any(v != int(v) for v in shape):
         raise lines.error(i, f"expected whole numbers of rows and columns, found {shape}")
+    if not max(abs(xbet), abs(xgam)) <= 180:  # a number too few or too many shifts all others
+        raise lines.error(i, f"xbet and xgam must lie between -180 and 180 deg, found {xbet}, {xgam}")
     try:
         return Calibration.from_lauetools(
             (dd, xcen, ycen, xbet, xgam), pixel_size_mm, (int(shape[0]), int(shape[1])), label

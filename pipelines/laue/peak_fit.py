@@ -25,8 +25,10 @@ FIT_COLUMNS = 13
 HEIGHT, X, Y, QA, QB, QC, LEVEL, VAR_X, VAR_Y, CHI2, STATUS, HALF, SIGNAL = range(FIT_COLUMNS)
 
 FITTED, FAILED, REJECTED = 1.0, 0.0, -1.0
-_STEEPEST = 6.0  # a, c of a spot of standard deviation 0.41 px, sharper than one pixel can show
+_STEEPEST = 8.0  # a, c of a spot of standard deviation 0.35 px: all of it in one pixel or two
+_WIDEST = 0.75  # standard deviation in half windows beyond which background and spot are one
 _MIN_PIXELS = 12
+_PAIR = 1.4  # two bright pixels side by side give 8.5 times the response, a spot of 0.9 px at most 7.0
 
 
 @kernel("boolean(float64[:, ::1], float64[::1], int64)")
@@ -98,16 +100,18 @@ def linearise(pixels: Any, jacobian: Any, p: Any, normal: Any, gradient: Any) ->
     return float(_dot(residual, residual))
 
 
-@kernel("boolean(float64[::1])")
-def plausible(p: Any) -> bool:
-    """Return whether the shape is an ellipse that a window of pixels can show."""
-    return bool(
-        p[0] > 0.0 and 0.0 < p[3] < _STEEPEST and 0.0 < p[5] < _STEEPEST and p[3] * p[5] - p[4] * p[4] > 1e-6
-    )
+@kernel("boolean(float64[::1], float64)")
+def plausible(p: Any, least_curvature: float) -> bool:
+    """Return whether the shape is an ellipse that does not fill the window."""
+    if not (p[0] > 0.0 and p[3] > 0.0 and p[5] > 0.0):
+        return False
+    # Smaller eigenvalue of [[a, b], [b, c]].
+    gap = np.sqrt(0.25 * (p[3] - p[5]) ** 2 + p[4] * p[4])
+    return bool(0.5 * (p[3] + p[5]) - gap > least_curvature)
 
 
-@kernel("boolean(float64[:, ::1], float64[:, ::1], float64[::1], float64[:, :, ::1], float64)")
-def levenberg(pixels: Any, jacobian: Any, p: Any, work: Any, reach: float) -> bool:
+@kernel("boolean(float64[:, ::1], float64[:, ::1], float64[::1], float64[:, :, ::1], float64, float64)")
+def levenberg(pixels: Any, jacobian: Any, p: Any, work: Any, reach: float, least_curvature: float) -> bool:
     """Fit the seven parameters in place; False unless it converges within `reach` px of the start.
 
     `work` is (3, 8, 7): normal matrix and gradient of the accepted and of the tried parameters,
@@ -128,7 +132,13 @@ def levenberg(pixels: Any, jacobian: Any, p: Any, work: Any, reach: float) -> bo
         if solve_positive(damped, step, 7):
             for u in range(7):
                 trial[u] = p[u] + step[u]
-            if plausible(trial) and abs(trial[1] - x0) < reach and abs(trial[2] - y0) < reach:
+            # Spots inside one or two pixels have no finite steepness; their position still is good.
+            trial[3], trial[5] = min(trial[3], _STEEPEST), min(trial[5], _STEEPEST)
+            if (
+                plausible(trial, least_curvature)
+                and abs(trial[1] - x0) < reach
+                and abs(trial[2] - y0) < reach
+            ):
                 tried = linearise(pixels, jacobian, trial, work[1 - now, :7], work[1 - now, 7])
                 accepted = tried <= cost * (1.0 + 1e-12)
                 if accepted:
@@ -203,7 +213,7 @@ def inspect(
     local: Any,
     threshold_sigma: float,
     excess: float,
-    spike_ratio: float,
+    sharpest: float,
     out: Any,
 ) -> None:
     """Judge candidates by what lies around them.
@@ -215,6 +225,8 @@ def inspect(
     responses : (n,)
     local : (n, 3)
         Tile background, response sigma, pixel sigma at the place.
+    sharpest : float
+        `PeakSearch.max_sharpness`.
     out : (n, 4)
         Local background, response above it, its sigma, status (1 good, −1 rejected).
     """
@@ -240,20 +252,17 @@ def inspect(
         if out[i, 1] < threshold_sigma * out[i, 2] + excess:
             out[i, 3] = REJECTED
             continue
-        # A spike: the eight neighbours of the brightest pixel hold less than `spike_ratio` of it.
-        top, ta, tb = -np.inf, centre, centre
+        # How much of the spot lies in its brightest one and two pixels tells spikes from spots.
+        top, second = -np.inf, -np.inf
         for a in range(centre - 1, centre + 2):
             for b in range(centre - 1, centre + 2):
-                if window[a, b] > top:
-                    top, ta, tb = window[a, b], a, b
-        around, known = 0.0, 0
-        for a in range(ta - 1, ta + 2):
-            for b in range(tb - 1, tb + 2):
-                v = window[a, b]
-                if v == v and not (a == ta and b == tb):
-                    around += v - out[i, 0]
-                    known += 1
-        if known < 3 or around * 8.0 / known < spike_ratio * (top - out[i, 0]):
+                v = float(window[a, b])
+                if v > top:
+                    top, second = v, top
+                elif v > second:
+                    second = v
+        top, pair = top - out[i, 0], top + second - 2.0 * out[i, 0]
+        if top > sharpest * out[i, 1] or pair > _PAIR * sharpest * out[i, 1]:
             out[i, 3] = REJECTED
 
 
@@ -371,7 +380,7 @@ def fit_windows(
             p[0], p[1], p[2], p[6] = max(top, noise), xc, yc, level
             p[3], p[4], p[5] = 1.0 / width2, 0.0, 1.0 / width2
             reach = 2.0 + 0.5 * start[i, 4]
-            if not levenberg(pixels, jacobian, p, work, reach):
+            if not levenberg(pixels, jacobian, p, work, reach, 1.0 / (_WIDEST * half) ** 2):
                 break
             uncertainty(pixels, jacobian, p, work, noise, gain, spread)
             if not (spread[0] > 0.0 and spread[1] > 0.0):

@@ -32,17 +32,16 @@ class PeakSearch:
         Counts per photon, for photon noise.
     min_noise : float
         Least standard deviation of a pixel, counts; None: that of rounding, 1/sqrt(12), for integers.
-    spike_ratio : float
-        A single hot pixel or cosmic is no spot: the eight neighbours of the brightest pixel must
-        together hold at least this fraction of it (a spot of 1.2 px full width holds 1.2 or more,
-        one of 0.9 px 0.6). 0 accepts all, for direct detectors with spots inside one pixel.
-    min_fwhm_px : float
-        Narrower fits, along the minor axis, are spikes over two or three pixels.
+    max_sharpness : float
+        A single hot pixel or cosmic is no spot. The height of the brightest pixel over the
+        response must not exceed this, that of the two brightest not 1.4 times this. A spike has
+        7.1 (a pair of pixels 8.5), a spot of 0.9 px full width 4.9 (6.9 between two pixels), one
+        of 1.2 px 3.9 (5.9). Infinity accepts all, for detectors with spots inside one pixel.
     max_peaks : int
         At most so many of the strongest maxima are looked at: bounds the time of a bad frame.
     """
 
-    threshold_sigma: float = 5.0
+    threshold_sigma: float = 5.3
     box_px: int = 4
     separation_px: float = 2.5
     prominence_sigma: float = 3.0
@@ -50,8 +49,7 @@ class PeakSearch:
     saturation: float | None = None
     gain: float = 1.0
     min_noise: float | None = None
-    spike_ratio: float = 0.5
-    min_fwhm_px: float = 0.5
+    max_sharpness: float = 5.0
     max_peaks: int = 20000
 
     def __post_init__(self) -> None:
@@ -61,9 +59,11 @@ class PeakSearch:
             raise ValueError(f"box_px {self.box_px} must lie between 3 and {WINDOW_HALF}")
         if self.tile_px < 16:
             raise ValueError(f"tile_px {self.tile_px} must be 16 or more")
+        if not self.max_sharpness > 0:
+            raise ValueError(f"max_sharpness {self.max_sharpness} must be positive")
         if self.max_peaks < 1:
             raise ValueError(f"max_peaks {self.max_peaks} must be positive")
-        for name in ("separation_px", "prominence_sigma", "gain", "spike_ratio", "min_fwhm_px"):
+        for name in ("separation_px", "prominence_sigma", "gain"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} {value} must be a number, 0 or more")

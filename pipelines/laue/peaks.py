@@ -34,6 +34,7 @@ EDGE = 4
 FIT_FAILED = 8
 """The position is the centroid of the core; shape and intensity are estimates."""
 
+_SURE_SNR = 10.0  # where no Gaussian fits, a lone maximum counts as a spot from here on
 _PLATEAU_PX = 4096  # a larger saturated area is no spot
 _PLATEAU_WINGS_PX = 5  # looked at around a saturated area
 _WIDEST = 40
@@ -185,7 +186,7 @@ def _candidates(
     core = windows[:, WINDOW_HALF - 1 : WINDOW_HALF + 2, WINDOW_HALF - 1 : WINDOW_HALF + 2]
     saturated = (core >= frame.saturation).any(axis=(1, 2))
     judged = np.empty((len(centres), 4))
-    fit.inspect(windows, response, local, params.threshold_sigma, excess, params.spike_ratio, judged)
+    fit.inspect(windows, response, local, params.threshold_sigma, excess, params.max_sharpness, judged)
     plateau = np.zeros((len(centres), 4))
     keep = (judged[:, 3] > 0).astype(np.uint8)
     index = np.flatnonzero(saturated & (keep > 0))
@@ -288,7 +289,8 @@ def _table(
         flags=flags,
         truncated=truncated,
     )
-    shape = fitted & (fwhm[:, 1] < params.min_fwhm_px) & (spots.plateau[:, 2] == 0)
-    good = (intensity > 0) & (table.amplitude > 0) & ~shape
+    # Noise and flanks of bright spots seldom look like a spot; what does not, must be strong.
+    doubtful = ~fitted & (spots.plateau[:, 2] == 0) & (overlapping | (table.snr < _SURE_SNR))
+    good = ~doubtful & (intensity > 0) & (table.amplitude > 0)
     order = np.lexsort((table.xy_px[:, 0], table.xy_px[:, 1], -intensity))
     return table.take(order[good[order]])

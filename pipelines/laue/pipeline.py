@@ -14,7 +14,8 @@ from pipelines.frame import Aggregator, BadFrame, Failure, Frame, StreamContext
 from pipelines.laue.analysis import FrameAnalysis, LaueAnalysis, LaueSettings, read_mask
 from pipelines.laue.crystal import load_material
 from pipelines.laue.geometry import DetectorArea
-from pipelines.laue.indexer import Hint, IndexingParameters
+from pipelines.laue.indexing.indexer import Hint
+from pipelines.laue.indexing.parameters import IndexingParameters
 from pipelines.laue.lauetools_files import read_det
 from pipelines.laue.peaks import PeakSearch
 from pipelines.maps.aggregate import map_aggregator

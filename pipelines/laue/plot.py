@@ -14,7 +14,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from pipelines.laue.analysis import FrameAnalysis, LaueAnalysis
-from pipelines.laue.match import predict
+from pipelines.laue.indexing.match import predict
 
 _COLOURS = ("#e4572e", "#17bebb", "#ffc914", "#76b041", "#b07aa1", "#4e79a7", "#f28e2b", "#9c755f")
 

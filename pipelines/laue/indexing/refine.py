@@ -76,7 +76,8 @@ class Fit:
 
 
 @kernel(
-    "boolean(float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[::1], float64[:, ::1], float64[:, ::1],"
+    "boolean("
+    "float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[::1], float64[:, ::1], float64[:, ::1],"
     " int64, int64, float64[:, ::1], float64[::1], float64[::1])"
 )
 def _gauss_newton(

@@ -159,7 +159,8 @@ def _project(
 
 
 @kernel(
-    "Tuple((int32, float64))(float64, float64, float64, float64[:, ::1], int32[::1], int32[::1], int64, int64)",
+    "Tuple((int64, float64))("
+    "float64, float64, float64, float64[:, ::1], int32[::1], int32[::1], int64, int64)",
     inline=True,
 )
 def _nearest(
@@ -173,7 +174,7 @@ def _nearest(
     nx: int,
 ) -> tuple[int, float]:
     # Nearest spot within the radius (at most CELL_PX): its number or -1, and the squared distance.
-    best = np.int32(-1)
+    best = -1
     best_d2 = radius * radius
     x0 = max(int((x - radius) / 16.0), 0)
     x1 = min(int((x + radius) / 16.0), nx - 1)
@@ -192,7 +193,8 @@ def _nearest(
 
 
 @kernel(
-    "void(float64[:, :, ::1], float64[:, ::1], float64[::1], uint64[::1], int64, float64[:, ::1], float64[::1],"
+    "void("
+    "float64[:, :, ::1], float64[:, ::1], float64[::1], uint64[::1], int64, float64[:, ::1], float64[::1],"
     " uint8[:, ::1], float64[:, ::1], int32[::1], int32[::1], int64, int64, float64, int32[::1], int32[::1])"
 )
 def _score(

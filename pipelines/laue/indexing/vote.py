@@ -170,9 +170,10 @@ def _frame(axis: FloatArray) -> FloatArray:
 
 
 @kernel(
-    "int64(float64[:, ::1], int64, int32[::1], float64[:, :, ::1], int32[::1], int32[:, ::1], float32[::1],"
-    " float32[::1], float32[::1], float32[::1], float64[::1], float64[::1], int32[::1], float64, float64[:, :, ::1],"
-    " int32[::1], float64[::1])"
+    "int64("
+    "float64[:, ::1], int64, int32[::1], float64[:, :, ::1], int32[::1], int32[:, ::1], float32[::1],"
+    " float32[::1], float32[::1], float32[::1], float64[::1], float64[::1], int32[::1], float64,"
+    " float64[:, :, ::1], int32[::1], float64[::1])"
 )
 def _vote(
     q: FloatArray,

@@ -1,0 +1,78 @@
+"""The door of the classical indexer: spots in, crystals out. See the package for the way between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.laue.indexing.assign import IndexedCrystal, assign
+from pipelines.laue.indexing.parameters import IndexingParameters, Phase
+from pipelines.laue.indexing.search import search
+from pipelines.laue.indexing.spots import FrameSpots, View
+from pipelines.laue.indexing.trials import Court, Explained
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Hint:
+    """A candidate from elsewhere (a network, a neighbour in the scan): number of the phase, and M."""
+
+    phase: int
+    matrix: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Indexer:
+    """Finds the crystals of given phases in the peak lists of one detector. Deterministic."""
+
+    phases: Sequence[Phase]
+    parameters: IndexingParameters = field(default_factory=IndexingParameters)
+
+    def __post_init__(self) -> None:
+        """Refuse to work without a material."""
+        if not self.phases:
+            raise ValueError("an indexer needs at least one material")
+
+    def index(
+        self,
+        xy_px: npt.ArrayLike,
+        sigma_px: npt.ArrayLike | None = None,
+        hints: Sequence[Hint] = (),
+    ) -> list[IndexedCrystal]:
+        """Find the crystals of a frame.
+
+        Parameters
+        ----------
+        xy_px : (n, 2) array
+            Peak positions from 0, x is the column, the brightest first.
+        sigma_px : (n,) array, optional
+            Relative position uncertainties; equal by default, because the model is rarely as
+            good as the positions of bright spots.
+        hints : sequence of Hint
+            Candidates to judge before searching; those that stand spare the search.
+
+        Returns
+        -------
+        list of IndexedCrystal
+            The one with the strongest evidence first.
+        """
+        p = self.parameters
+        xy = np.ascontiguousarray(xy_px, dtype=np.float64).reshape(-1, 2)[: p.max_spots]
+        if len(xy) < p.min_matched:
+            return []
+        sigma = None if sigma_px is None else np.asarray(sigma_px, dtype=np.float64)[: p.max_spots]
+        frame = FrameSpots(xy, sigma, self.phases[0].scene.calibration)
+        court = Court(frame, self.phases, p)
+        explained = Explained(len(xy))
+        for hint in hints:
+            trial = court.refine(View(frame, explained.mask), hint.phase, hint.matrix)
+            if trial is not None:
+                court.judge(trial, explained)
+                if court.accepts(trial):
+                    explained.add(trial)
+        search(court, explained)
+        return assign(court, explained.trials)

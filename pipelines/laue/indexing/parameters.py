@@ -1,0 +1,79 @@
+"""What the indexer may be told, and what it knows of a material on a detector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.laue.crystal import Material
+from pipelines.laue.geometry import Calibration, DetectorArea
+from pipelines.laue.indexing.match import Scene
+from pipelines.laue.indexing.vote import AngleTable, build_angle_table
+from pipelines.laue.reflections import build_reflections
+
+
+@dataclass(frozen=True, slots=True)
+class IndexingParameters:
+    """What the indexer may be told.
+
+    Attributes
+    ----------
+    angle_tolerance_deg : float
+        Between a measured angle of two scattering vectors and a computed one, when voting.
+    match_radius_px : float
+        A computed spot is matched by a measured one within this distance, after refinement.
+    max_strain : float
+        Deviatoric strain components up to this are searched for, and larger ones flagged.
+    max_false_probability : float
+        A crystal is reported when chance would give one as good in this frame more rarely.
+    max_crystals : int
+        Upper bound on the crystals of a frame.
+    max_spots : int
+        The brightest spots that are used at all; bounds the time on a frame full of noise.
+    max_voters : int
+        The brightest unexplained spots that vote.
+    max_seeds : int
+        Seeds tried without success before the frame is called explained.
+    min_matched : int
+        Fewest spots of a crystal.
+    """
+
+    angle_tolerance_deg: float = 0.15
+    match_radius_px: float = 2.0
+    max_strain: float = 5e-3
+    max_false_probability: float = 1e-3
+    max_crystals: int = 24
+    max_spots: int = 4000
+    max_voters: int = 500
+    max_seeds: int = 60
+    min_matched: int = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Phase:
+    """A material as the indexer needs it on one detector."""
+
+    material: Material
+    scene: Scene
+    angles: AngleTable
+    n_search: int
+    symmetry_order: int
+
+    @classmethod
+    def prepare(
+        cls,
+        material: Material,
+        calibration: Calibration,
+        area: DetectorArea,
+        energy_keV: tuple[float, float],
+        hypotheses: int = 200,
+        partners: int = 1200,
+    ) -> Phase:
+        """Tabulate reflections and angles of a material (up to a second for a large cell)."""
+        reflections = build_reflections(material, energy_keV)
+        if len(reflections.g_norm) == 0:
+            raise ValueError(
+                f"{material.name}: no reflection is excited between {energy_keV[0]:g} and {energy_keV[1]:g} keV"
+            )
+        table = build_angle_table(reflections, hypotheses, partners, energy_keV)
+        scene = Scene(reflections, calibration, area, energy_keV)
+        return cls(material, scene, table, partners, len(material.lattice_rotations))
