@@ -101,7 +101,8 @@ def positive(q: npt.ArrayLike) -> FloatArray:
 def from_euler_deg(euler_deg: npt.ArrayLike) -> FloatArray:
     """Return the quaternions (..., 4), w >= 0, of Bunge angles (phi1, Phi, phi2), (..., 3), degrees.
 
-    g = Z(phi2) X(Phi) Z(phi1) with passive elementary rotations (Bunge 1982, eq. 2.46).
+    g = Z(phi2) X(Phi) Z(phi1) with passive elementary rotations (Bunge, Texture Analysis in Materials
+    Science, 1982, ch. 2).
     """
     half = np.radians(np.asarray(euler_deg, dtype=np.float64)) / 2
     total, difference, tilt = half[..., 0] + half[..., 2], half[..., 0] - half[..., 2], half[..., 1]

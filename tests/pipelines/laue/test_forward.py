@@ -180,7 +180,7 @@ def test_every_spot_that_lauetools_simulated_is_simulated(truth_dir: Path, level
 
 
 def test_spectrum_of_a_bending_magnet() -> None:
-    # H2(1) = 1.454 (X-ray Data Booklet, fig. 2-2), here at E = Ec without a filter.
+    # H2(1) = 1.454 (X-ray Data Booklet, sec. 2.1), here at E = Ec without a filter.
     assert bending_magnet_spectrum(20.0, 20.0, 1e-9) == pytest.approx(1.454, abs=1e-3)
     energy = np.linspace(1, 40, 400)
     flux = bending_magnet_spectrum(energy)
