@@ -58,6 +58,7 @@ def crystal_columns(results: Iterable[LaueResult]) -> dict[str, list[Any]]:
                 "chance_match_rate": crystal.chance_match_rate,
                 "false_probability": crystal.false_probability,
                 "residual_px": crystal.residual_px,
+                "depth_um": crystal.depth_um,
                 "grain_id": crystal.grain_id,
                 "flags": " ".join((*result.flags, *crystal.flags)),
             }

@@ -267,13 +267,18 @@ class ResultsFile:
         return self._table("frames", FRAMES)
 
     def map_points(self) -> Table:
-        """Return all points of the map deltas in order; the last row of a (grid_index, rank) counts."""
+        """Return the points of all map deltas in order.
+
+        Of the rows of one `grid_index` those with the largest `seq` count; `rank` -1 says that
+        the point was measured and holds no crystal.
+        """
         return self._table("map/points", POINTS)
 
     def map_grains(self) -> Table:
-        """Return all changes of grains in order: the last row of a grain_id counts.
+        """Return all changes of grains in order: the last row of a `grain_id` counts.
 
-        A grain whose `merged_into` is not -1 has been absorbed by that one.
+        A row whose `merged_into` is not -1 says that from this `seq` on the points of the grain
+        belong to that other one.
         """
         return self._table("map/grains", GRAINS)
 

@@ -353,8 +353,32 @@ class ResultsWriter:
             self._map["step_um"][0] = _padded(message.step_um, np.nan)
             self._map_known = True
         material = self._names["material"]
-        # A snapshot repeats what its deltas said: its payload is kept, its points are not.
-        for point in message.points if message.kind == "delta" else ():
+        nan = np.nan
+        for absorbed, into in message.merged:
+            self._grains.add(
+                seq=message.seq,
+                grain_id=absorbed,
+                merged_into=into,
+                material=material.code(""),
+                size_points=0,
+                mean_quaternion=(nan,) * 4,
+                spread_deg=nan,
+                centre=(nan,) * 3,
+            )
+        for grain in message.grains:
+            self._grains.add(
+                seq=message.seq,
+                grain_id=grain.grain_id,
+                merged_into=-1,
+                material=material.code(grain.material),
+                size_points=grain.size_points,
+                mean_quaternion=grain.mean_quaternion,
+                spread_deg=grain.spread_deg,
+                centre=_padded(grain.centre, nan),
+            )
+        if message.kind != "delta":
+            return  # a snapshot repeats what its deltas said: its payload is kept, its points are not
+        for point in message.points:
             self._points.add(
                 seq=message.seq,
                 frame=point.frame,
@@ -368,27 +392,19 @@ class ResultsWriter:
                 residual_px=point.residual_px,
                 strain_sample=point.strain_sample,
             )
-        for grain in message.grains:
-            self._grains.add(
+        for grid_index in message.empty:
+            self._points.add(
                 seq=message.seq,
-                grain_id=grain.grain_id,
-                merged_into=-1,
-                material=material.code(grain.material),
-                size_points=grain.size_points,
-                mean_quaternion=grain.mean_quaternion,
-                spread_deg=grain.spread_deg,
-                centre=_padded(grain.centre, np.nan),
-            )
-        for absorbed, into in message.merged:
-            self._grains.add(
-                seq=message.seq,
-                grain_id=absorbed,
-                merged_into=into,
+                frame=-1,
+                grid_index=_padded(grid_index, -1),
+                rank=-1,
                 material=material.code(""),
-                size_points=0,
-                mean_quaternion=(np.nan,) * 4,
-                spread_deg=np.nan,
-                centre=(np.nan,) * 3,
+                quaternion=(nan,) * 4,
+                grain_id=-1,
+                match_rate=nan,
+                false_probability=nan,
+                residual_px=nan,
+                strain_sample=(nan,) * 6,
             )
 
 

@@ -228,10 +228,10 @@ sink = results_file.open_sink(config, SinkContext("d", folder))
 rng = np.random.default_rng(1)
 sink.handle([SeriesOpened("laue", "f" * 32, time.time(), "1")])
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-for frame in range(300):
-    if frame == 100:
+for frame in range(150):
+    if frame == 50:
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
-    if frame == 200:
+    if frame == 100:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         errors_when_full = list(said)
     sink.handle([published(synthetic_result(frame, rng, seq=frame, series_uid="f" * 32))])
@@ -251,7 +251,7 @@ print(json.dumps([errors_when_full, said, sink.write_errors, sink.lost_messages]
     assert lost == 0
     assert any("written again" in line for line in said)
     frames = {r.key.frame for path in results_files(tmp_path) for r in read_results(path)}
-    assert frames == set(range(300))
+    assert frames == set(range(150))
 
 
 def test_a_disk_that_is_nearly_full_is_left_alone_until_there_is_room(
@@ -288,7 +288,14 @@ def test_maps_are_stored_and_health_is_not(
         "times": Times(published=1.0),
     }
     delta = MapUpdate(
-        **common, kind="delta", seq=2, points=(point,), grains=(grain,), merged=((5, 3),), filled=1
+        **common,
+        kind="delta",
+        seq=2,
+        points=(point,),
+        grains=(grain,),
+        merged=((5, 3),),
+        empty=((7, 0),),
+        filled=2,
     )
     snapshot = MapUpdate(**common, kind="snapshot", seq=3, points=(point,), filled=1)
     sink = sink_in(tmp_path, context)
@@ -297,10 +304,11 @@ def test_maps_are_stored_and_health_is_not(
     with ResultsFile(results_files(tmp_path)[0]) as file:
         assert list(file.messages()) == [delta, snapshot]
         points, grains = file.map_points(), file.map_grains()
-    assert points["grid_index"].tolist() == [[2, 1, -1]]
-    assert points["strain_sample"].tolist() == [list(strain)]
-    assert grains["grain_id"].tolist() == [3, 5]
-    assert grains["merged_into"].tolist() == [-1, 3]
+    assert points["grid_index"].tolist() == [[2, 1, -1], [7, 0, -1]]
+    assert points["rank"].tolist() == [0, -1]
+    assert points["strain_sample"][0].tolist() == list(strain)
+    assert grains["grain_id"].tolist() == [5, 3]
+    assert grains["merged_into"].tolist() == [3, -1]
     with h5py.File(results_files(tmp_path)[0]) as plain:
         assert plain["entry/map/shape"][0].tolist() == [8, 5, 0]
 
