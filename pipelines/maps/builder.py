@@ -17,6 +17,9 @@ from pipelines.rotations import to_fundamental_zone
 
 FloatArray = npt.NDArray[np.float64]
 
+DEFAULT_TOLERANCE_DEG = 5.0
+"""As `map_tolerance_deg` of the Laue pipeline."""
+
 MAX_TOLERANCE_DEG = 30.0
 """Half the smallest rotation of a crystal's symmetry (60 deg): below it the equivalent of a linked
 crystal is unambiguous."""
@@ -75,7 +78,7 @@ class MapBuilder:
         series_uid: str,
         *,
         symmetry: Mapping[str, npt.ArrayLike],
-        tolerance_deg: float = 2.0,
+        tolerance_deg: float = DEFAULT_TOLERANCE_DEG,
     ) -> None:
         if not 1 <= len(shape) <= 3 or min(shape) < 1:
             raise ValueError(f"map shape {shape}: expected 1 to 3 positive whole numbers")

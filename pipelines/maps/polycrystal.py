@@ -117,6 +117,7 @@ def _crystal(material: Material, q: FloatArray, ub: FloatArray, spots: int, sigm
         chance_match_rate=0.03,
         false_probability=0.0,
         residual_px=0.2,
+        depth_um=0.0,
         spot_indices=ArrayData.of(np.empty(0), "<i4"),
         hkl=ArrayData.of(np.empty((0, 3)), "<i2"),
     )
