@@ -39,8 +39,8 @@ def bending_magnet_spectrum(
     """Return the on-axis spectrum of a bending magnet behind windows and air.
 
     Photons per unit relative bandwidth go as y² K_{2/3}(y/2)², y = E/Ec (Schwinger, Phys. Rev.
-    75, 1912, 1949; H2 of the X-ray Data Booklet, sec. 2.1); divided by E they count per unit of energy. Windows and air transmit
-    exp(−(E_filter/E)³), the photoelectric law.
+    75, 1912, 1949; H2 of the X-ray Data Booklet, sec. 2.1); divided by E they count per unit of
+    energy. Windows and air transmit exp(−(E_filter/E)³), the photoelectric law.
 
     Parameters
     ----------
