@@ -1,0 +1,178 @@
+"""A daemon as a real process, for tests that kill things."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from daemon.flow.ledger_store import audit
+from grainwatch.commands.status import ask
+from grainwatch.config import ConfigError
+
+TESTS = Path(__file__).resolve().parent.parent
+SUMMANDS = ("done", "failed", "dropped", "lost", "in_flight")
+
+
+def environment() -> dict[str, str]:
+    """Return the environment in which the plug-ins of this folder are found."""
+    return {**os.environ, "PYTHONPATH": str(TESTS)}
+
+
+def eventually(what: Callable[[], Any], timeout: float = 20.0, message: str = "") -> Any:
+    """Wait until `what` returns something true and return that."""
+    deadline = time.monotonic() + timeout
+    while True:
+        found = what()
+        if found:
+            return found
+        assert time.monotonic() < deadline, message or f"did not happen in {timeout} s: {what}"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """Return whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+class DaemonProcess:
+    """``grainwatch run`` in a folder of its own, fed by a script, with results as JSON lines."""
+
+    def __init__(self, folder: Path, *, config: str = "", pipeline: str = "", stream: str = "") -> None:
+        self.folder = folder
+        self.script = folder / "script.jsonl"
+        self.results_path = folder / "results.jsonl"
+        self.config_path = folder / "config.toml"
+        self.log_path = folder / "log.txt"
+        self.ledger = folder / "state" / "ledger.sqlite"
+        self.config_path.write_text(
+            config
+            or f"""
+[daemon]
+name = "test"
+state_dir = "{folder}/state"
+runtime_dir = "{folder}/run"
+workers = 2
+compute_timeout_s = 2.0
+[streams.s]
+{stream}
+[streams.s.source]
+type = "support.sources"
+script = "{self.script}"
+[streams.s.pipeline]
+type = "support.slow_pipeline"
+scratch = "{folder}"
+{pipeline}
+[sinks.lines]
+type = "support.sinks"
+path = "{self.results_path}"
+"""
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def start(self, *options: str) -> None:
+        """Start it and wait until it runs."""
+        self.launch(*options)
+        eventually(self.runs, message="the daemon did not start:\n" + self.log_path.read_text())
+
+    def launch(self, *options: str) -> None:
+        """Start it."""
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "grainwatch.cli", "run", str(self.config_path), *options],
+                env=environment(),
+                stderr=log,
+                cwd=self.folder,
+            )
+
+    def runs(self) -> bool:
+        """Return whether it answers and is past its start."""
+        assert self.process is not None
+        assert self.process.poll() is None, self.log_path.read_text()
+        try:
+            return bool(self.status()["status"]["state"] != "starting")
+        except ConfigError:
+            return False
+
+    def feed(self, *lines: list[Any]) -> None:
+        """Append to the script of the source."""
+        with self.script.open("a") as script:
+            script.write("".join(json.dumps(line) + "\n" for line in lines))
+
+    def images(self, series: str, numbers: range, code: int = 0) -> None:
+        """Feed images."""
+        self.feed(*(["image", series, n, code] for n in numbers))
+
+    def status(self) -> dict[str, Any]:
+        """Ask for the status."""
+        return ask(self.folder / "run" / "control.sock", {"command": "status"})
+
+    def counts(self) -> dict[str, Any]:
+        """Return the counters of the stream, which have to add up."""
+        reply = self.status()
+        stream: dict[str, Any] = reply["status"]["streams"][0]
+        assert stream["received"] == sum(stream[s] for s in SUMMANDS), stream
+        assert reply["unbalanced"] == []
+        return stream
+
+    def workers(self) -> list[int]:
+        """Return the process ids of the workers."""
+        assert self.process is not None
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+                command = (stat.parent / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if int(fields[1]) == self.process.pid and b"daemon.flow.worker" in command:
+                found.append(int(stat.parent.name))
+        return found
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """Return what the sink wrote of one kind."""
+        if not self.results_path.exists():
+            return []
+        lines = self.results_path.read_text().splitlines()
+        return [event for event in map(_parsed, lines) if event.get("event") == kind]
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self, timeout: float = 20.0) -> int:
+        """SIGTERM; return the exit status."""
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(timeout)
+
+    def audit(self) -> list[str]:
+        """Return what does not balance in the ledger's file."""
+        return audit(self.ledger)
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    try:
+        event: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return {}  # half a line of a daemon that was killed
+    return event
