@@ -1,0 +1,127 @@
+"""The command against the simulator, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from daemon.sinks.simulator import Running, running
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[Running]:
+    with running("--count", "30", "--rate", "1000") as started:
+        yield started
+
+
+def command(simulator: Running, *arguments: str) -> list[str]:
+    grainwatch = [str(Path(sys.executable).with_name("grainwatch")), "subscribe", simulator.results]
+    return [*grainwatch, "--catch-up", simulator.catch_up, *arguments]
+
+
+def test_json_lines(simulator: Running) -> None:
+    done = subprocess.run(
+        command(simulator, "--json", "--since", "start", "--count", "5"),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["key"]["frame"] for line in lines] == [0, 1, 2, 3, 4]
+    assert lines[0]["schema"] == "grainwatch.laue/1"
+    assert len(lines[0]["crystals"][0]["UB"]) == 3
+    assert lines[0]["crystals"][0]["strain_sigma"][0][0] is None  # NaN, which JSON has not
+    assert done.stderr == ""
+
+
+def test_lines_when_it_is_not_a_terminal_and_a_since_in_the_middle(simulator: Running) -> None:
+    done = subprocess.run(
+        command(simulator, "--since", "20", "--count", "2", "--stream", "laue"),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    first, second = done.stdout.splitlines()
+    assert "Cu" in first
+    assert " px" in second
+    assert done.stderr == ""
+
+
+def test_table_on_a_terminal(simulator: Running) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command(simulator, "--since", "start", "--count", "10"),
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "COLUMNS": "140", "TERM": "xterm"},
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # the terminal's other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(ours)
+    assert process.wait(30) == 0
+    text = shown.decode()
+    assert "10 messages" in text
+    assert "0 lost" in text
+    assert "Cu" in text
+
+
+def test_ctrl_c_ends_it_without_a_traceback(simulator: Running) -> None:
+    with subprocess.Popen(
+        command(simulator, "--json", "--since", "start"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert errors == b""
+
+
+def test_a_closed_pipe_ends_it_without_a_traceback(simulator: Running) -> None:
+    with subprocess.Popen(
+        command(simulator, "--json", "--all", "--since", "start"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        begun = time.monotonic()
+        # Health comes once a second and finds nobody reading.
+        assert process.stderr is not None
+        errors = process.stderr.read()
+        assert process.wait(10) == 0
+    assert errors == b""
+    assert time.monotonic() - begun < 8
+
+
+def test_what_cannot_be_is_one_line(simulator: Running) -> None:
+    for arguments, status, message in (
+        (["--since", "f" * 32], 1, "grainwatch: no results of series ffff"),
+        (["--catch-up", "nowhere"], 2, "grainwatch: catch_up: 'nowhere': expected an address"),
+    ):
+        done = subprocess.run(command(simulator, *arguments), capture_output=True, text=True, timeout=30)
+        assert done.returncode == status
+        assert done.stderr.startswith(message)
+        assert len(done.stderr.splitlines()) == 1
