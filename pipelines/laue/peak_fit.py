@@ -28,6 +28,7 @@ FITTED, FAILED, REJECTED = 1.0, 0.0, -1.0
 _STEEPEST = 8.0  # a, c of a spot of standard deviation 0.35 px: all of it in one pixel or two
 _WIDEST = 0.75  # standard deviation in half windows beyond which background and spot are one
 _MIN_PIXELS = 12
+_WINGS_PX = 5  # looked at around a saturated area
 _PAIR = 1.4  # two bright pixels side by side give 8.5 times the response, a spot of 0.9 px at most 7.0
 
 
@@ -295,7 +296,8 @@ def fit_windows(
     centres : (n, 2) int32
         Row, column of the middle of each window.
     start : (n, 5)
-        Local background, noise of a pixel, x and y where the fit starts, least half size.
+        Local background, noise of a pixel, x and y where the fit starts, half extent of the
+        saturated area (−1: none).
     first : (n + 1,), neighbours : (k,)
         Neighbours of spot i: rows neighbours[first[i] : first[i + 1]] of `models`.
     models : (n, FIT_COLUMNS)
@@ -316,7 +318,7 @@ def fit_windows(
     for k in range(windows.shape[0]):
         i = which[k]
         row, column = centres[i, 0], centres[i, 1]
-        level, noise, x0, y0 = start[i, 0], start[i, 1], start[i, 2], start[i, 3]
+        level, noise, x0, y0, extent = start[i, 0], start[i, 1], start[i, 2], start[i, 3], start[i, 4]
         for a in range(size):
             for b in range(size):
                 v = float(windows[k, a, b])
@@ -327,19 +329,22 @@ def fit_windows(
                 own = (x - x0) ** 2 + (y - y0) ** 2
                 for q in range(first[i], first[i + 1]):
                     m = models[neighbours[q]]
-                    dx, dy = x - m[1], y - m[2]
-                    if subtract and m[10] == 1.0:
-                        clean[a, b] -= m[0] * np.exp(
-                            -0.5 * (m[3] * dx * dx + 2.0 * m[4] * dx * dy + m[5] * dy * dy)
-                        )
+                    dx, dy = x - m[X], y - m[Y]
+                    if subtract and m[STATUS] == FITTED:
+                        e = m[QA] * dx * dx + 2.0 * m[QB] * dx * dy + m[QC] * dy * dy
+                        clean[a, b] -= m[HEIGHT] * np.exp(-0.5 * e)
                     elif dx * dx + dy * dy < own:
                         clean[a, b] = np.nan
         # Start: width from the ratio of sum to height, position from the centroid of the core.
+        flat = extent >= 0.0
         top, total, sx, sy, positive = 0.0, 0.0, 0.0, 0.0, 0.0
         ca, cb = int(np.rint(y0 - row)) + centre, int(np.rint(x0 - column)) + centre
-        for a in range(max(ca - 2, 0), min(ca + 3, size)):
-            for b in range(max(cb - 2, 0), min(cb + 3, size)):
+        core = 2 + (int(np.ceil(extent)) if flat else 0)
+        for a in range(max(ca - core, 0), min(ca + core + 1, size)):
+            for b in range(max(cb - core, 0), min(cb + core + 1, size)):
                 v = clean[a, b] - level
+                if flat and float(windows[k, a, b]) >= saturation:
+                    v = saturation - level
                 if v == v:
                     total += v
                     if abs(a - ca) <= 1 and abs(b - cb) <= 1:
@@ -349,18 +354,26 @@ def fit_windows(
                         sx += v * b
                         sy += v * a
         out[i, :] = 0.0
-        out[i, 6], out[i, 7], out[i, 8] = level, 1.0, 1.0
+        out[i, LEVEL], out[i, VAR_X], out[i, VAR_Y] = level, 1.0, 1.0
         xc, yc = x0 - column + centre, y0 - row + centre
         if positive > 0.0:
             xc, yc = sx / positive, sy / positive
-        out[i, 0], out[i, 1], out[i, 2], out[i, 12] = top, xc - centre + column, yc - centre + row, total
+        out[i, HEIGHT], out[i, SIGNAL] = top, total
+        out[i, X], out[i, Y] = xc - centre + column, yc - centre + row
         width2 = 1.0
         if top > 0.0:
             width2 = min(max(total / (2.0 * np.pi * top), 0.3), 4.0)
-        out[i, 3], out[i, 5] = 1.0 / width2, 1.0 / width2
+        out[i, QA], out[i, QC] = 1.0 / width2, 1.0 / width2
         half = min(max(fit_radius, int(np.ceil(2.6 * np.sqrt(width2) + 0.5))), centre)
-        # A plateau of masked pixels hides the core: the wings around it must be inside.
-        half = min(max(half, int(start[i, 4])), centre)
+        if flat:
+            # The plateau hides the core: start from a Gaussian 1.5 times as high as the plateau
+            # that is as wide there, and have its wings inside.
+            top *= 1.5
+            width2 = (extent + 0.5) ** 2 / (2.0 * np.log(1.5)) + 0.3
+            half = min(int(np.ceil(extent)) + _WINGS_PX, centre)
+        again = subtract and models[i, STATUS] == FITTED
+        if again:
+            half = int(models[i, HALF])
         for _ in range(2):
             n = 0
             for a in range(max(ca - half, 0), min(ca + half + 1, size)):
@@ -379,17 +392,20 @@ def fit_windows(
                 break
             p[0], p[1], p[2], p[6] = max(top, noise), xc, yc, level
             p[3], p[4], p[5] = 1.0 / width2, 0.0, 1.0 / width2
-            reach = 2.0 + 0.5 * start[i, 4]
+            if again:
+                p[:] = models[i, :7]
+                p[X] += centre - column
+                p[Y] += centre - row
+            reach = 2.0 + 0.5 * max(extent, 0.0)
             if not levenberg(pixels, jacobian, p, work, reach, 1.0 / (_WIDEST * half) ** 2):
                 break
             uncertainty(pixels, jacobian, p, work, noise, gain, spread)
             if not (spread[0] > 0.0 and spread[1] > 0.0):
                 break
             out[i, :7] = p
-            out[i, 1] = p[1] - centre + column
-            out[i, 2] = p[2] - centre + row
-            out[i, 7], out[i, 8], out[i, 9] = spread[0], spread[1], spread[2]
-            out[i, 10], out[i, 11] = FITTED, half
+            out[i, X], out[i, Y] = p[X] - centre + column, p[Y] - centre + row
+            out[i, VAR_X], out[i, VAR_Y], out[i, CHI2] = spread[0], spread[1], spread[2]
+            out[i, STATUS], out[i, HALF] = FITTED, half
             # Grow once when the spot is larger than the window was made for.
             trace, det = p[3] + p[5], p[3] * p[5] - p[4] * p[4]
             smallest = 0.5 * (trace - np.sqrt(max(trace * trace - 4.0 * det, 0.0)))

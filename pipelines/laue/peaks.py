@@ -36,7 +36,6 @@ FIT_FAILED = 8
 
 _SURE_SNR = 10.0  # where no Gaussian fits, a lone maximum counts as a spot from here on
 _PLATEAU_PX = 4096  # a larger saturated area is no spot
-_PLATEAU_WINGS_PX = 5  # looked at around a saturated area
 _WIDEST = 40
 _FWHM = 2.0 * math.sqrt(2.0 * math.log(2.0))
 
@@ -233,17 +232,17 @@ def _fit(
     n = len(spots.centres)
     start = np.empty((n, 5))
     start[:, 0], start[:, 1] = spots.judged[:, 0], spots.pixel_noise
-    start[:, 2], start[:, 3], start[:, 4] = spots.centres[:, 1], spots.centres[:, 0], 0
+    start[:, 2], start[:, 3], start[:, 4] = spots.centres[:, 1], spots.centres[:, 0], -1.0
     flat = spots.plateau[:, 2] > 0
     start[flat, 2], start[flat, 3] = spots.plateau[flat, 1], spots.plateau[flat, 0]
-    start[flat, 4] = np.minimum(np.ceil(spots.plateau[flat, 3]) + _PLATEAU_WINGS_PX, _WIDEST)
+    start[flat, 4] = spots.plateau[flat, 3]
     first, neighbours = fit.neighbour_lists(spots.centres, 2 * WINDOW_HALF)
     out = np.zeros((n, fit.FIT_COLUMNS))
     out[:, fit.X], out[:, fit.Y] = start[:, 2], start[:, 3]
-    large = start[:, 4] > WINDOW_HALF
-    crowded = np.diff(first) > 0
-    for chosen, subtract in ((np.ones(n, np.bool_), False), (crowded, True)):
-        models = out.copy()
+    large = start[:, 4] > WINDOW_HALF - 5
+    meet = np.ones(n, np.bool_)
+    for subtract in (False, True):
+        chosen, models = meet, out.copy()
         for half, group in ((WINDOW_HALF, chosen & ~large), (_WIDEST, chosen & large)):
             which = np.flatnonzero(group)
             if len(which) == 0:
@@ -255,7 +254,8 @@ def _fit(
                 windows, which, spots.centres, start, first, neighbours, models,
                 min(frame.saturation, LARGEST), params.gain, params.box_px, subtract, out,
             )  # fmt: skip
-    return out, fit.windows_meet(out, first, neighbours, params.box_px)
+        meet = fit.windows_meet(out, first, neighbours, params.box_px)
+    return out, meet
 
 
 def _table(
