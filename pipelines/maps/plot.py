@@ -155,10 +155,10 @@ def draw_map(
     if len(lines):
         thick = max(0.25, min(1.4, 72 * width / nx / 7))
         main.add_collection(LineCollection(list(lines), colors=INK, linewidths=thick, capstyle="projecting"))
-    _scale_bar(main, nx, step[0])
+    _scale_bar(main, nx, step[0], -0.17 / height)
 
     side = width + 0.5
-    rate_height = min(1.9 * max(min(ny * aspect / nx, 1.0), 0.16), height * 0.42)
+    rate_height = min(2.5 * max(ny * aspect / nx, 0.16), height * 0.4)
     rate_width = min(_SIDE_IN - 0.25, rate_height * nx / (ny * aspect)) if ny > 1 else _SIDE_IN - 0.25
     rates = axes(side, 0.5 + 0.42, rate_width, rate_height)
     _base(rates, shown, band)
@@ -172,16 +172,17 @@ def draw_map(
     bar.outline.set_visible(False)
 
     names = [name for name in series.materials if material in (None, name)]
-    room = height - rate_height - 0.95
-    each = min(room / len(names), 2.3)
+    each = min((height - rate_height - 0.85) / len(names), 2.3)
     for number, name in enumerate(names):
-        key = axes(side, 0.5 + height - (number + 1) * each, _SIDE_IN - 0.2, each - 0.1)
-        draw_key(key, series.materials[name], direction)
+        top = 0.5 + height - number * each
+        words = f"{name} along {direction}"
+        figure.text(side / total_w, top / total_h, words, fontsize=10, color=INK, va="top")
+        draw_key(axes(side, top - each + 0.1, _SIDE_IN - 0.2, each - 0.35), series.materials[name])
     _words(figure, series, shown, direction, material, z, 0.25 / total_w, total_h)
     return figure
 
 
-def draw_key(axes: Any, material: Material, direction: str) -> None:
+def draw_key(axes: Any, material: Material) -> None:
     """Draw the colour triangle of a material, in stereographic projection."""
     key = ColourKey.of(material.proper_point_group)
     corners = [key.corners]
@@ -217,9 +218,8 @@ def draw_key(axes: Any, material: Material, direction: str) -> None:
             ha="center" if abs(away[0]) < 0.4 else ("left" if away[0] > 0 else "right"),
             va="center" if abs(away[1]) < 0.4 else ("bottom" if away[1] > 0 else "top"),
         )
-    axes.set_title(f"{material.name} along {direction}", fontsize=10, color=INK, loc="left", pad=12)
     axes.set_xlim(low[0] - 0.22 * span, high[0] + 0.22 * span)
-    axes.set_ylim(low[1] - 0.12 * span, high[1] + 0.12 * span)
+    axes.set_ylim(low[1] - 0.14 * span, high[1] + 0.14 * span)
     axes.set_anchor("NW")
     axes.axis("off")
 
@@ -236,6 +236,8 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be written: {error.strerror}") from error
+    except ValueError as error:  # an unknown suffix
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _base(axes: Any, shown: Plane, aspect: Any) -> None:
@@ -254,21 +256,19 @@ def _base(axes: Any, shown: Plane, aspect: Any) -> None:
         spine.set(color=INK, linewidth=0.8)
 
 
-def _scale_bar(axes: Any, nx: int, step_um: float) -> None:
-    """Draw a bar of a round length below the map, or say how many points it is wide."""
+def _scale_bar(axes: Any, nx: int, step_um: float, y: float) -> None:
+    """Draw a bar of a round length at height y, in axes units, or say how many points the map is wide."""
     transform = axes.get_xaxis_transform()
     if step_um <= 0:
-        axes.text(-0.5, -0.035, f"{nx} points", transform=transform, fontsize=9, color=INK, va="top")
+        axes.text(-0.5, y, f"{nx} points", transform=transform, fontsize=9, color=INK, va="center")
         return
     rough = 0.25 * nx * step_um
     power = 10.0 ** math.floor(math.log10(rough))
     length = max(f for f in (1, 2, 5) if f * power <= rough * 1.0001) * power
     ends = [-0.5, -0.5 + length / step_um]
-    axes.plot(
-        ends, [-0.03, -0.03], transform=transform, color=INK, lw=3, solid_capstyle="butt", clip_on=False
-    )
+    axes.plot(ends, [y, y], transform=transform, color=INK, lw=3, solid_capstyle="butt", clip_on=False)
     text, unit = (f"{length / 1000:g}", "mm") if length >= 1000 else (f"{length:g}", "µm")
-    axes.text(ends[1], -0.03, f"  {text} {unit}", transform=transform, fontsize=9, color=INK, va="center")
+    axes.text(ends[1], y, f"  {text} {unit}", transform=transform, fontsize=9, color=INK, va="center")
 
 
 def _words(
@@ -292,7 +292,7 @@ def _words(
     parts = [f"{measured:,} of {shown.grain.size:,} points measured".replace(",", "\u2009")]
     parts.append(f"{100 * indexed / max(measured, 1):.3g} % {'with ' + material if material else 'indexed'}")
     parts.append(f"{grains} grain{'s' if grains != 1 else ''}")
-    if len(update.step_um) > 1 and update.step_um[0] > 0:
+    if any(update.step_um):
         parts.append(f"step {' × '.join(f'{s:g}' for s in update.step_um)} µm")
     figure.text(left, 1 - 0.22 / total_h, title, fontsize=13, color=INK, va="top", weight="bold")
     figure.text(left, 1 - 0.49 / total_h, "   ·   ".join(parts), fontsize=9.5, color=QUIET, va="top")

@@ -72,7 +72,7 @@ def scan_results(
         index = grid.index(frame)
         seen = [int(labels[index])]
         beside = (min(index[0] + 1, grid.shape[0] - 1), *index[1:])
-        if overlap and labels[beside] != labels[index]:
+        if overlap and seen[0] >= 0 and labels[beside] != seen[0]:
             seen.append(int(labels[beside]))
         crystals = []
         for rank, label in enumerate(label for label in seen if label >= 0):
