@@ -7,6 +7,7 @@ base64``, msgpack has the bytes themselves.
 
 from __future__ import annotations
 
+import inspect
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -39,7 +40,7 @@ def generate() -> dict[str, str]:
             "$schema": DIALECT,
             "$comment": COMMENT,
             "title": kind.SCHEMA,
-            **msgspec.json.schema(kind),
+            **_clean(msgspec.json.schema(kind)),
         }
         texts[file_name(kind.SCHEMA)] = json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
     return texts
@@ -65,3 +66,13 @@ def write(folder: Path) -> list[Path]:
     for name, text in texts.items():
         (folder / name).write_text(text, "utf-8", newline="\n")
     return [folder / name for name in texts]
+
+
+def _clean(schema: Any) -> Any:
+    """Take the indentation out of descriptions: Python 3.13 does so itself, earlier ones do not."""
+    if isinstance(schema, dict):
+        return {
+            key: inspect.cleandoc(value) if key == "description" and isinstance(value, str) else _clean(value)
+            for key, value in schema.items()
+        }
+    return [_clean(item) for item in schema] if isinstance(schema, list | tuple) else schema
