@@ -13,12 +13,12 @@ import scipy.ndimage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grainwatch.map_state import MapState
 from grainwatch.messages import LaueResult, MapUpdate, decode, encode
 from pipelines.laue.crystal import load_material
 from pipelines.maps.builder import MapBuilder
 from pipelines.maps.grid import ScanGrid
 from pipelines.maps.polycrystal import scan_results, voronoi
-from pipelines.maps.state import MapState
 from pipelines.rotations import misorientation_deg, multiply, random_rotations, to_fundamental_zone
 
 CU = load_material("Cu")
