@@ -35,7 +35,8 @@ class Config(Table, frozen=True, kw_only=True):
     Attributes
     ----------
     address : str
-        "tcp://host:port" of the detector (its port is 31001) or of a re-publisher.
+        "tcp://host:port" of the detector (its port is 31001) or of a re-publisher. "ipc://path" is
+        for senders that stay: when one leaves, libzmq drops what the reader has not taken yet.
     bind : bool
         Listen on `address` instead of connecting to it, for senders that connect.
     role : str

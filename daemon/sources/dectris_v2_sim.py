@@ -76,6 +76,8 @@ class Options:
 
     def __post_init__(self) -> None:
         checks = [
+            # When the sender of an ipc socket leaves, libzmq drops what a slow reader has not taken yet.
+            (self.address.startswith("tcp://"), f"address: expected tcp://host:port, got {self.address!r}"),
             (self.rate_hz >= 0, "rate: expected 0 (no limit) or more"),
             (self.count is None or self.count >= 1, "count: expected 1 or more"),
             (self.repeat >= 1, "repeat: expected 1 or more"),
@@ -260,9 +262,10 @@ class Simulator:
         complete = False
         try:
             for number in range(options.series):
+                # A series starts when somebody is there: its times count from then.
+                self._wait_for_reader(None if number else options.peer_timeout_s)
                 coder = SeriesCoder(options.first_series_id + number, uuid.uuid4().hex, datetime.now(UTC))
-                start = coder.start(self._exposures[0], options.channels, count, options.metadata)
-                self._send(start, None if number else options.peer_timeout_s)
+                self._send(coder.start(self._exposures[0], options.channels, count, options.metadata))
                 if number == 0:
                     began, cpu = time.monotonic(), time.process_time()
                 self._send_images(coder, count)
@@ -303,14 +306,17 @@ class Simulator:
                 raise Stopped
             time.sleep(min(left, _POLL_MS / 1000))
 
-    def _send(self, message: bytes, timeout_s: float | None = None) -> None:
-        """Send, waiting while nobody reads."""
+    def _wait_for_reader(self, timeout_s: float | None = None) -> None:
+        """Wait while nobody reads and the buffer is full."""
         began = time.monotonic()
         while not self._socket.poll(_POLL_MS, zmq.POLLOUT):
             if self._stop() or (timeout_s is not None and time.monotonic() - began > timeout_s):
                 raise Stopped
         if self._stop():
             raise Stopped
+
+    def _send(self, message: bytes) -> None:
+        self._wait_for_reader()
         self._socket.send(message, copy=False)
         self._sent_bytes += len(message)
 

@@ -106,7 +106,8 @@ def test_it_outlives_a_reader_that_goes_away(files: list[str]) -> None:
         ([], "--frames: give at least one file"),
         (["--frames", "FILE", "--algorithm", "zip"], "algorithm: expected one of none, lz4, bslz4"),
         (["--frames", "FILE", "--rate", "-1"], "rate: expected 0"),
-        (["--frames", "FILE", "--bind", "nonsense"], "nonsense cannot be used"),
+        (["--frames", "FILE", "--bind", "nonsense"], "address: expected tcp://host:port, got 'nonsense'"),
+        (["--frames", "FILE", "--bind", "tcp://192.0.2.1:31001"], "tcp://192.0.2.1:31001 cannot be used"),
         (["--frames", "FILE", "--bind", "tcp://*:1", "--connect", "tcp://a:1"], "not both"),
     ],
 )

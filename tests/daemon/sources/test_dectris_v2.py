@@ -152,12 +152,15 @@ def test_it_waits_when_nobody_reads_and_loses_nothing() -> None:
         time.sleep(0.3)
         assert not report.done()  # not even the start has gone: there is no reader
         with opened(address=address, high_water_mark=1) as source:
+            connected = time.time()
             events = source.events()
             assert isinstance(next(e for e in events if not isinstance(e, Idle)), SeriesStart)
             time.sleep(0.5)
             assert not report.done()  # buffers of both ends are full
             rest = collect(source)
-    assert [e.frame for e in rest if isinstance(e, Arrival)] == list(range(60))
+    arrivals = [e for e in rest if isinstance(e, Arrival)]
+    assert [a.frame for a in arrivals] == list(range(60))
+    assert arrivals[0].acquired == pytest.approx(connected, abs=0.25)  # the wait is no part of the series
     assert report.result().complete
 
 
