@@ -1,9 +1,8 @@
 # Everything that is done with a checkout. `make` or `make help` lists it.
 # Needed beforehand: git, make and Python 3.11 or newer; each command sets up the rest by itself.
 
-# The first one that starts and is new enough.
-PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; do \
-  "$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$name"; break; }; done)
+# Which Python the environment is made with; the first one that is new enough when it is not said.
+PYTHON ?=
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Passed on to the command behind a target: make bench ARGS="peaks --quick"
@@ -72,12 +71,22 @@ clean: ## remove what the tools leave behind; keeps .venv, .data and .peers
 	find . -name __pycache__ -not -path './.venv/*' -not -path './.peers/*' -prune -exec rm -rf {} +
 
 $(BIN)/python:
-	@if [ -z "$(PYTHON)" ]; then echo "make: no Python found; install Python 3.11 or newer, or say make PYTHON=/path/to/python" >&2; exit 1; fi
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "make: $(PYTHON) is $$("$(PYTHON)" --version 2>&1), grainwatch needs 3.11 or newer; say make PYTHON=/path/to/python" >&2; exit 1; }
-	@echo "creating $(VENV) with $(PYTHON)"
-	@"$(PYTHON)" -m venv "$(VENV)" || { rm -rf "$(VENV)"; \
-	  echo "make: $(PYTHON) cannot create an environment (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@new_enough='import sys; sys.exit(sys.version_info < (3, 11))'; python="$(PYTHON)"; \
+	for name in python3.11 python3.12 python3.13 python3 python; do \
+	  if [ -z "$$python" ] && "$$name" -c "$$new_enough" 2>/dev/null; then python="$$name"; fi; \
+	done; \
+	if ! "$$python" -c "$$new_enough" 2>/dev/null; then \
+	  version="$$("$$python" --version 2>/dev/null)" || version="nothing that runs"; \
+	  echo "make: $${python:-python3} is $$version;" \
+	    "grainwatch needs Python 3.11 or newer; install it, or say make PYTHON=/path/to/python" >&2; \
+	  exit 1; \
+	fi; \
+	echo "creating $(VENV) with $$python"; \
+	if ! "$$python" -m venv "$(VENV)"; then \
+	  rm -rf "$(VENV)"; \
+	  echo "make: $$python cannot create an environment (Debian, Ubuntu: apt install python3-venv)" >&2; \
+	  exit 1; \
+	fi
 
 $(RUN_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing grainwatch and what it needs into $(VENV) (a minute or two the first time)"

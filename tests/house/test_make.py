@@ -16,9 +16,10 @@ TARGETS = re.findall(r"^([a-z][a-z-]*):.*## ", (ROOT / "Makefile").read_text(enc
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
-def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+def make(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     # The variables of an outer make would change what this one does.
     environment = {k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}}
+    environment |= variables
     command = ["make", "--no-print-directory", *arguments]
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60
@@ -57,22 +58,38 @@ def test_the_tests_install_once_and_with_everything(tmp_path: Path) -> None:
     assert "'.[daemon,dev]'" in installs[0]
 
 
+def fake_python(folder: Path, name: str, script: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
 def test_an_old_python_is_refused_by_name(tmp_path: Path) -> None:
-    old = tmp_path / "python3.9"
-    old.write_text(
-        '#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.2" && exit 0\nexit 1\n', encoding="utf-8"
-    )
-    old.chmod(0o755)
+    old = fake_python(tmp_path, "python3.9", '[ "$1" = --version ] && echo "Python 3.9.2" && exit 0; exit 1')
     answer = make("venv", f"PYTHON={old}", f"VENV={tmp_path}/venv")
     assert answer.returncode != 0
-    assert f"{old} is Python 3.9.2, grainwatch needs 3.11 or newer" in answer.stderr
+    assert f"{old} is Python 3.9.2; grainwatch needs Python 3.11 or newer" in answer.stderr
     assert not (tmp_path / "venv").exists()
 
 
 def test_a_missing_python_is_named(tmp_path: Path) -> None:
-    answer = make("venv", "PYTHON=", f"VENV={tmp_path}/venv")
+    answer = make("venv", "PYTHON=/nowhere/python", f"VENV={tmp_path}/venv")
     assert answer.returncode != 0
-    assert "install Python 3.11 or newer" in answer.stderr
+    assert "/nowhere/python is nothing that runs; grainwatch needs Python 3.11 or newer" in answer.stderr
+
+
+def test_the_first_python_that_is_new_enough_is_taken(tmp_path: Path) -> None:
+    """Old ones and ones that do not start are passed over; one without venv leaves nothing behind."""
+    for name in ("python3.11", "python3.12", "python3.13"):
+        fake_python(tmp_path / "bin", name, "exit 127")
+    fake_python(tmp_path / "bin", "python3", 'case "$1" in -c) exit 0;; esac; mkdir -p "$3"; exit 1')
+    answer = make("venv", f"VENV={tmp_path}/venv", PATH=f"{tmp_path}/bin:{os.environ['PATH']}")
+    assert answer.returncode != 0
+    assert f"creating {tmp_path}/venv with python3\n" in answer.stdout
+    assert "python3 cannot create an environment" in answer.stderr
+    assert not (tmp_path / "venv").exists()
 
 
 def test_the_build_server_runs_make_test() -> None:
