@@ -111,6 +111,7 @@ class WorkersExecutor:
         self._restarts = 0
         self._fatal = ""
         self._closing = False
+        self._started = False
         self._wake_r, self._wake_w = pipe()
         self._thread = threading.Thread(target=self._look_after, name="workers", daemon=True)
 
@@ -129,6 +130,7 @@ class WorkersExecutor:
         if fatal:
             self.close()
             raise ConfigError(fatal)
+        self._started = True
 
     def free(self) -> int:
         """Return how many more batches can be taken now without waiting."""
@@ -304,7 +306,7 @@ class WorkersExecutor:
             self._died(worker)
             return
         except (msgspec.ValidationError, msgspec.DecodeError) as error:
-            worker.verdict = f"sent garbage: {error}"
+            worker.verdict = f"sent garbage: {error}; killed"
             worker.child.kill()
             return
         with self._lock:
@@ -314,7 +316,7 @@ class WorkersExecutor:
                     worker.starts = 0
                 case Fatal(reason):
                     self._fatal = self._fatal or reason
-                    log.error("worker %d cannot start: %s", worker.number, reason)
+                    worker.verdict = f"cannot start: {reason}"
                 case Done(answers):
                     self._take(worker, answers)
             self._assign()
@@ -331,7 +333,7 @@ class WorkersExecutor:
         pid = worker.child.pid
         how = worker.child.bury()
         if worker.verdict:
-            how = f"{worker.verdict}; killed"
+            how = worker.verdict
         with self._lock:
             tasks, worker.tasks = worker.tasks, deque()
             worker.child, worker.ready, worker.verdict = None, False, ""
@@ -346,6 +348,8 @@ class WorkersExecutor:
                 self._again_or_fail(tasks[0], how)
             self._assign()
             self._lock.notify_all()
+        if self._fatal and not self._started:
+            return  # `start` says it
         at_work = f", at work on {_names(tasks[0])}" if tasks else ""
         log.error("worker %d (pid %d) died: %s%s", worker.number, pid, how, at_work)
 
@@ -380,7 +384,7 @@ class WorkersExecutor:
         with self._lock:
             for worker in self._workers:
                 if worker.child is not None and worker.tasks and now - worker.since > self._timeout_s:
-                    worker.verdict = f"computed for more than {self._timeout_s:g} s"
+                    worker.verdict = f"computed for more than {self._timeout_s:g} s; killed"
                     worker.child.kill()
 
     def _patience(self) -> float:

@@ -24,7 +24,7 @@ from grainwatch.messages import FrameKey, LaueResult
 from pipelines.frame import Failure, Frame, PlainImage
 from pipelines.images import EncodedImage, encode_image
 
-TESTS = Path(__file__).resolve().parents[2]
+SUPPORT = Path(__file__).resolve().parents[2] / "support"
 pytestmark = pytest.mark.system
 
 WELL, KILL, SEGFAULT, EXIT, HANG, RAISE, BAD, KILL_ONCE = range(8)
@@ -32,8 +32,8 @@ WELL, KILL, SEGFAULT, EXIT, HANG, RAISE, BAD, KILL_ONCE = range(8)
 
 @pytest.fixture(autouse=True)
 def _plugins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(TESTS))
-    monkeypatch.syspath_prepend(str(TESTS))
+    monkeypatch.setenv("PYTHONPATH", str(SUPPORT))
+    monkeypatch.syspath_prepend(str(SUPPORT))
 
 
 def configuration(scratch: Path, workers: int = 2, daemon: str = "", pipeline: str = "") -> bytes:
@@ -46,9 +46,9 @@ def configuration(scratch: Path, workers: int = 2, daemon: str = "", pipeline: s
     slots = 6
     slot_bytes = 65536
     [streams.s]
-    source.type = "support.sources"
+    source.type = "testkit.sources"
     [streams.s.pipeline]
-    type = "support.slow_pipeline"
+    type = "testkit.slow_pipeline"
     scratch = "{scratch}"
     {pipeline}
     """.encode()
@@ -238,7 +238,7 @@ def test_workers_go_with_a_front_that_is_killed_even_when_stuck(tmp_path: Path) 
     config = tmp_path / "c.toml"
     config.write_bytes(configuration(tmp_path).replace(b"compute_timeout_s = 1.0", b"compute_timeout_s = 60"))
     front = subprocess.Popen(
-        [sys.executable, "-c", _FRONT.format(tests=str(TESTS)), str(config)],
+        [sys.executable, "-c", _FRONT.format(tests=str(SUPPORT)), str(config)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert front.stdout is not None

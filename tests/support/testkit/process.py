@@ -16,13 +16,13 @@ from daemon.flow.ledger_store import audit
 from grainwatch.commands.status import ask
 from grainwatch.config import ConfigError
 
-TESTS = Path(__file__).resolve().parent.parent
+SUPPORT = Path(__file__).resolve().parent.parent
 SUMMANDS = ("done", "failed", "dropped", "lost", "in_flight")
 
 
 def environment() -> dict[str, str]:
     """Return the environment in which the plug-ins of this folder are found."""
-    return {**os.environ, "PYTHONPATH": str(TESTS)}
+    return {**os.environ, "PYTHONPATH": str(SUPPORT)}
 
 
 def eventually(what: Callable[[], Any], timeout: float = 20.0, message: str = "") -> Any:
@@ -66,14 +66,14 @@ compute_timeout_s = 2.0
 [streams.s]
 {stream}
 [streams.s.source]
-type = "support.sources"
+type = "testkit.sources"
 script = "{self.script}"
 [streams.s.pipeline]
-type = "support.slow_pipeline"
+type = "testkit.slow_pipeline"
 scratch = "{folder}"
 {pipeline}
 [sinks.lines]
-type = "support.sinks"
+type = "testkit.sinks"
 path = "{self.results_path}"
 """
         )
@@ -96,7 +96,7 @@ path = "{self.results_path}"
         """Start it."""
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "grainwatch.cli", "run", str(self.config_path), *options],
+                [sys.executable, "-m", "grainwatch", "run", str(self.config_path), *options],
                 env=environment(),
                 stderr=log,
                 cwd=self.folder,

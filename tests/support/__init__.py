@@ -1,1 +1,0 @@
-"""Plug-ins for tests, loaded by real processes through PYTHONPATH=tests."""

@@ -1,0 +1,1 @@
+"""Plug-ins for tests, loaded by real processes through PYTHONPATH=tests/support."""
