@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -119,7 +119,7 @@ def _start(fields: Mapping[str, Any], max_image_bytes: int) -> list[Event]:
     if (
         not isinstance(channels, list | tuple)
         or not 1 <= len(channels) <= MAX_CHANNELS
-        or not all(isinstance(c, str) for c in channels)
+        or not all(_is_name(c) for c in channels)
         or len(set(channels)) != len(channels)
     ):
         raise BadFrame(
@@ -150,8 +150,8 @@ def _image(fields: Mapping[str, Any], max_image_bytes: int) -> list[Event]:
         metadata["real_time_s"] = exposure
     events: list[Event] = []
     for channel, value in data.items():
-        if not isinstance(channel, str):
-            raise BadFrame(f"image: data: channel {shown(channel)} is not text")
+        if not _is_name(channel):
+            raise BadFrame(f"image: data: channel {shown(channel)} is not a name")
         try:
             image = _encoded_image(value, max_image_bytes)
         except BadFrame as error:
@@ -328,9 +328,14 @@ def _whole(fields: Mapping[str, Any], key: str) -> int:
 
 def _text(fields: Mapping[str, Any], key: str) -> str:
     value = _need(fields, key)
-    if not isinstance(value, str) or len(value) > 256:
+    if not _is_name(value):
         raise BadFrame(f"{fields.get('type', 'message')}: {key}: expected text, got {shown(value)}")
     return value
+
+
+def _is_name(value: Any) -> TypeGuard[str]:
+    """Names go into logs, files and topics: no control characters, no end to speak of."""
+    return isinstance(value, str) and len(value) <= 256 and value.isprintable()
 
 
 def typed_array_tag(dtype: np.dtype[Any]) -> int:
