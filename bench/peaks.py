@@ -98,11 +98,12 @@ class Score:
 def make(case: Case, rng: np.random.Generator) -> Truth:
     """Render a frame of a case."""
     n = case.spots
-    xy = rng.uniform(-0.5, np.array(SHAPE[::-1]) - 0.5, (n, 2))
+    xy = rng.random((n, 2)) * np.array(SHAPE[::-1]) - 0.5
     fwhm = np.sort(rng.uniform(*case.fwhm_px, (n, 2)), axis=1)[:, ::-1]
     tilt = rng.uniform(-90, 90, n)
     ground = case.background.at(xy, SHAPE)
-    snr = np.exp(rng.uniform(*np.log(case.snr), n))
+    low, high = np.log(case.snr)
+    snr = np.exp(rng.uniform(low, high, n))
     noise = case.readout_noise
     intensity = snr / spot_snr(xy, 1.0, fwhm, ground, tilt_deg=tilt, readout_noise=noise)
     height = spot_height_sigma(xy, intensity, fwhm, ground, tilt_deg=tilt, readout_noise=noise)
@@ -184,7 +185,7 @@ def _case(report: Report, case: Case) -> None:
         "ms",
         at_most=asked(25.0),
         peer=report.peer("lauetools.peaks.time", published="550-1040 ms") if case.gates else "",
-        conditions=f"median of {len(times)} (processor time {cpu_ms:.1f} ms, mean), {size}, seed {report.seed}",
+        conditions=f"median of {len(times)}, processor time {cpu_ms:.1f} ms, {size}, seed {report.seed}",
         data={"times_s": times},
     )
     for what, (spots, found), least in (

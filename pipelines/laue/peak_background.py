@@ -105,11 +105,11 @@ class Pixels:
         Raises
         ------
         BadFrame
-            If it is not 2-D, smaller than 8 pixels, not of real numbers, or not of the mask's shape.
+            If it is not 2-D, smaller than 16 pixels, not of real numbers, or not of the mask's shape.
         """
-        if image.ndim != 2 or min(image.shape) < 8:
+        if image.ndim != 2 or min(image.shape) < 16:
             raise BadFrame(
-                f"an image of shape {image.shape} cannot be searched: 2-D, 8 pixels or more a side"
+                f"an image of shape {image.shape} cannot be searched: 2-D, 16 pixels or more a side"
             )
         kind, dtype = image.dtype.kind, image.dtype.newbyteorder("=")
         if kind not in "biuf":
@@ -219,20 +219,19 @@ def map_background(frame: Pixels, params: PeakSearch) -> BackgroundMap:
     if not level[known].any() and not frame.image.any():
         raise BadFrame("all pixels are zero: shutter closed, or the detector gave no data")
     nodes = grid.nodes(level)
-    noise = _tiles(frame, grid, lowest, nodes)[1]
-    noise = np.maximum(smooth_noise(noise), frame.finest * rows.KERNEL_NORM)
-    if frame.image.dtype.kind in "iu":
-        # Below one count a pixel most responses are alike and their MAD says nothing.
-        few = known & (level < 1.0)
-        noise[few] = np.maximum(
-            noise[few], np.sqrt(params.gain * np.maximum(level[few], 0)) * rows.KERNEL_NORM
-        )
-    least = float(np.nanmin(noise)) if known.any() else 0.0
     spread = np.maximum(smooth_noise(spread), frame.finest)
+    noise = smooth_noise(_tiles(frame, grid, lowest, nodes)[1])
+    # Too few samples in a whole neighbourhood: as for white noise.
+    noise = np.where(np.isnan(noise), spread * rows.KERNEL_NORM, noise)
+    noise = np.maximum(noise, frame.finest * rows.KERNEL_NORM)
+    if frame.image.dtype.kind in "iu":
+        # Below one count a pixel most responses are alike, and clipping would take the rest away.
+        photons = np.sqrt(params.gain * np.maximum(level, 0.0)) * rows.KERNEL_NORM
+        noise = np.where(level < 1.0, np.maximum(noise, photons), noise)
     return BackgroundMap(
         grid,
         nodes,
-        grid.nodes(np.where(np.isnan(noise), np.nan, noise), floor=0.5 * least),
+        grid.nodes(noise, floor=0.5 * float(np.nanmin(noise))),
         grid.nodes(spread, floor=0.5 * float(np.nanmin(spread))),
         lowest,
     )

@@ -207,11 +207,15 @@ def ring_background(window: Any, centre: int, inner: float, outer: float, buffer
     return n
 
 
-@kernel("void(float32[:, :, ::1], float64[::1], float64[:, ::1], float64, float64, float64, float64[:, ::1])")
+@kernel(
+    "void(float32[:, :, ::1], float64[::1], float64[:, ::1], float64, float64, float64, float64, "
+    "float64[:, ::1])"
+)
 def inspect(
     windows: Any,
     responses: Any,
     local: Any,
+    saturation: float,
     threshold_sigma: float,
     excess: float,
     sharpest: float,
@@ -239,7 +243,12 @@ def inspect(
         level, noise, pixel_noise = local[i, 0], local[i, 1], local[i, 2]
         response = responses[i]
         out[i, 0], out[i, 1], out[i, 2], out[i, 3] = level, response, noise, FITTED
-        n = ring_background(window, centre, 5.0, float(centre), buffer, ring)
+        flat = False
+        for a in range(centre - 1, centre + 2):
+            for b in range(centre - 1, centre + 2):
+                flat |= float(window[a, b]) >= saturation
+        # A saturated spot may be wider than the ring.
+        n = 0 if flat else ring_background(window, centre, 5.0, float(centre), buffer, ring)
         if n > 0:
             # Only what the ring shows beyond its own error counts: the tile knows better otherwise.
             excess_level = ring[0] - level

@@ -147,16 +147,18 @@ def tile_statistics(samples: Any, counts: Any, finest: float, out: Any) -> None:
         level = float(select(part, m, m >> 1))
         for k in range(m):
             part[k] = abs(part[k] - np.float32(level))
-        sigma = max(1.4826 * float(select(part, m, m >> 1)), finest)
+        spread = 1.4826 * float(select(part, m, m >> 1))
+        sigma = max(spread, finest)
         for _ in range(3):
             _clipped_sums(samples[tile, :n], np.float32(level), np.float32(_CLIP * sigma), sums)
             if sums[2] < 2.0:
                 break
             mean = sums[0] / sums[2]
-            sigma = max(np.sqrt(max(sums[1] / sums[2] - mean * mean, 0.0)) / _CLIPPED_SIGMA, finest)
+            spread = np.sqrt(max(sums[1] / sums[2] - mean * mean, 0.0)) / _CLIPPED_SIGMA
+            sigma = max(spread, finest)
             level += mean
         out[tile, 0] = level
-        out[tile, 1] = sigma
+        out[tile, 1] = spread
 
 
 @kernel("void(float32[:, ::1], int64, float64, float32[::1])", inline=True)

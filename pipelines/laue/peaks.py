@@ -128,7 +128,7 @@ def find_peaks(
     if len(spots.centres) == 0:
         return empty_table(truncated)
     fits, overlapping = _fit(frame, ground, params, spots)
-    return _table(spots, fits, overlapping, params, truncated)
+    return _table(spots, fits, overlapping, image.shape, truncated)
 
 
 def _maxima(
@@ -185,7 +185,10 @@ def _candidates(
     core = windows[:, WINDOW_HALF - 1 : WINDOW_HALF + 2, WINDOW_HALF - 1 : WINDOW_HALF + 2]
     saturated = (core >= frame.saturation).any(axis=(1, 2))
     judged = np.empty((len(centres), 4))
-    fit.inspect(windows, response, local, params.threshold_sigma, excess, params.max_sharpness, judged)
+    fit.inspect(
+        windows, response, local, frame.saturation,
+        params.threshold_sigma, excess, params.max_sharpness, judged,
+    )  # fmt: skip
     plateau = np.zeros((len(centres), 4))
     keep = (judged[:, 3] > 0).astype(np.uint8)
     index = np.flatnonzero(saturated & (keep > 0))
@@ -259,7 +262,11 @@ def _fit(
 
 
 def _table(
-    spots: _Spots, fits: FloatArray, overlapping: npt.NDArray[np.bool_], params: PeakSearch, truncated: bool
+    spots: _Spots,
+    fits: FloatArray,
+    overlapping: npt.NDArray[np.bool_],
+    shape: tuple[int, ...],
+    truncated: bool,
 ) -> PeakTable:
     fitted = fits[:, fit.STATUS] == fit.FITTED
     a, b, c = fits[:, fit.QA], fits[:, fit.QB], fits[:, fit.QC]
@@ -291,6 +298,8 @@ def _table(
     )
     # Noise and flanks of bright spots seldom look like a spot; what does not, must be strong.
     doubtful = ~fitted & (spots.plateau[:, 2] == 0) & (overlapping | (table.snr < _SURE_SNR))
-    good = ~doubtful & (intensity > 0) & (table.amplitude > 0)
+    edges = np.array(shape[::-1]) - 0.5
+    inside = ((table.xy_px > -0.5) & (table.xy_px < edges)).all(axis=1)
+    good = ~doubtful & inside & (intensity > 0) & (table.amplitude > 0)
     order = np.lexsort((table.xy_px[:, 0], table.xy_px[:, 1], -intensity))
     return table.take(order[good[order]])
