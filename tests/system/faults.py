@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 
-from testkit.faults import Faults  # noqa: E402
-from testkit.process import DaemonProcess  # noqa: E402
+from testkit.faults import Faults
+from testkit.process import DaemonProcess
 
 
 def main() -> int:
