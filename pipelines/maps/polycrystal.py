@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from grainwatch.messages import ArrayData, Crystal, FrameKey, LaueResult, ModelInfo, Provenance
 from pipelines.laue.crystal import Material
+from pipelines.laue.orientation import SAMPLE_FRAMES, lattice_rotation_of
 from pipelines.maps.grid import ScanGrid
-from pipelines.rotations import multiply, to_euler_deg, to_fundamental_zone, to_matrix
+from pipelines.rotations import multiply, to_euler_deg, to_fundamental_zone
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -49,6 +50,7 @@ def scan_results(
     *,
     noise_deg: float = 0.02,
     overlap: bool = True,
+    sample_frame: str = "tilt40",
     source: str = "simulated",
     series_uid: str = "simulated",
 ) -> Iterator[LaueResult]:
@@ -60,11 +62,13 @@ def scan_results(
     labels : int array of the grid's shape
         Grain of each point, -1 for none; see `voronoi`.
     orientations : (n, 4) array
-        Of each grain, sample -> crystal. The sample frame is the lab frame.
+        Of each grain, sample -> crystal.
     noise_deg : float
         Standard deviation of each of three small rotations.
     overlap : bool
         Where the next point in x is of another grain, that grain's crystal is seen too, weaker.
+    sample_frame : str
+        As in the configuration; UB is in the lab frame.
     """
     q0 = np.asarray(orientations, dtype=np.float64)
     provenance = Provenance(model=ModelInfo("simulated", "1"))
@@ -79,7 +83,7 @@ def scan_results(
             q = to_fundamental_zone(
                 multiply(_small_rotation(noise_deg, rng), q0[label]), material.proper_point_group
             )
-            ub = to_matrix(q).T @ material.crystal_frame @ material.B0
+            ub = lattice_rotation_of(q, material, SAMPLE_FRAMES[sample_frame]) @ material.B0
             crystals.append(_crystal(material, q, ub, 40 - 15 * rank, noise_deg))
         yield LaueResult(
             key=FrameKey(source, series_uid, frame),
