@@ -27,6 +27,7 @@ from grainwatch.config import ConfigError
 from grainwatch.messages import AnyMessage, FrameKey, LaueResult
 from grainwatch.sequence import Sequencer
 from grainwatch.wire import (
+    UNREADABLE,
     Gap,
     Reply,
     StreamError,
@@ -419,7 +420,7 @@ class ResultStream:
                 return
             try:
                 reply = msgspec.json.decode(parts[0], type=Reply)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            except UNREADABLE:
                 self.undecodable += 1
                 continue
             if self._ask is None or reply.id != self._ask.request["id"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,7 +10,12 @@ from dataclasses import dataclass
 import msgspec
 
 from grainwatch.config import ConfigError
-from grainwatch.messages import MESSAGES, AnyMessage, Times, decode
+from grainwatch.messages import MESSAGES, AnyMessage, ArrayData, LaueResult, Times, decode
+
+#: What decoding raises for bytes that are not what they should be.
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError)
+#: The array types that messages use, and their sizes.
+ITEM_BYTES = {f"<{kind}{size}": size for kind in "fiu" for size in (2, 4, 8)} | {"|u1": 1, "|i1": 1}
 
 
 class StreamError(RuntimeError):
@@ -98,16 +104,53 @@ def message_types(schemas: str | Iterable[str] | None) -> tuple[type[AnyMessage]
 
 
 def decoded(payload: bytes) -> tuple[AnyMessage | None, Head | None]:
-    """Decode a payload, or at least its head."""
+    """Decode a payload, or at least its head.
+
+    Returns
+    -------
+    message
+        None if it is not a message of a form known here, or an array in it contradicts itself.
+    head
+        None if not even its number can be read.
+    """
     try:
         message = decode(payload)
-        return message, Head(message.seq, message.times)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        head = Head(message.seq, message.times)
+        return (message if _arrays_hold(message) else None), head
+    except UNREADABLE:
         pass
     try:
         return None, msgspec.msgpack.decode(payload, type=Head)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return None, None
+
+
+def _arrays_hold(message: AnyMessage) -> bool:
+    """Whether each array has as many bytes as its type and shape say (so that `numpy()` will work)."""
+    if not isinstance(message, LaueResult):
+        return True
+    return _holds(message.peaks) and all(
+        _holds(array)
+        for crystal in message.crystals
+        for array in (
+            crystal.UB,
+            crystal.B0,
+            crystal.strain_crystal,
+            crystal.strain_sample,
+            crystal.strain_sigma,
+            crystal.spot_indices,
+            crystal.hkl,
+        )
+    )
+
+
+def _holds(array: ArrayData) -> bool:
+    size = ITEM_BYTES.get(array.dtype)
+    return (
+        size is not None
+        and min(array.shape, default=0) >= 0
+        and math.prod(array.shape) * size == len(array.data)
+    )
 
 
 def stream_of(topic: bytes) -> str:

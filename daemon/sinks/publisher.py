@@ -93,7 +93,7 @@ class Publisher:
         except zmq.ZMQError as error:
             self._socket.close(linger=0)
             self._zmq.term()
-            raise ConfigError(f"sinks.zmq.{key}: {address}: {_advice(error)}") from None
+            raise ConfigError(f"{key}: {address}: {_advice(error)}") from None
         if self._catch_up is not None:
             self._catch_up.start()
         if not self.results_address.startswith(LOOPBACK):
@@ -128,7 +128,7 @@ def open_sink(config: Config, context: SinkContext) -> Publisher:
     """
     for name in ("high_water_mark", "ring_messages", "ring_mib"):
         if getattr(config, name) < 1:
-            raise ConfigError(f"sinks.zmq.{name}: expected 1 or more, got {getattr(config, name)}")
+            raise ConfigError(f"{name}: expected 1 or more, got {getattr(config, name)}")
     return Publisher(config, context)
 
 

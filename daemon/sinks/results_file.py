@@ -205,7 +205,7 @@ class ResultsFileSink:
         if not series.complained:
             series.complained = True
             log.error(
-                "results of series %s cannot be written to sinks.hdf5.folder %s: %s; they wait",
+                "results of series %s cannot be written to the folder %s: %s; they wait",
                 series.opened.series_uid,
                 self._folder,
                 _first_line(error),
@@ -253,13 +253,11 @@ def open_sink(config: Config, context: SinkContext) -> ResultsFileSink:
         If the folder cannot be made or written to, or a number is out of range.
     """
     if not 0.0 < config.flush_s <= 1.0:
-        raise ConfigError(
-            f"sinks.hdf5.flush_s: expected more than 0 and at most 1 second, got {config.flush_s}"
-        )
+        raise ConfigError(f"flush_s: expected more than 0 and at most 1 second, got {config.flush_s}")
     if config.retry_s <= 0.0:
-        raise ConfigError(f"sinks.hdf5.retry_s: expected more than 0, got {config.retry_s}")
+        raise ConfigError(f"retry_s: expected more than 0, got {config.retry_s}")
     if config.reserve_mib < 1:
-        raise ConfigError(f"sinks.hdf5.reserve_mib: expected 1 or more, got {config.reserve_mib}")
+        raise ConfigError(f"reserve_mib: expected 1 or more, got {config.reserve_mib}")
     folder = Path(config.folder)
     probe = folder / f".{context.daemon_name}{UNFINISHED_SUFFIX}"
     try:
@@ -269,7 +267,7 @@ def open_sink(config: Config, context: SinkContext) -> ResultsFileSink:
         _need_room(folder, config.reserve_mib * 1024 * 1024)
     except OSError as error:
         raise ConfigError(
-            f"sinks.hdf5.folder: {folder} cannot be written to ({error.strerror}): "
+            f"folder: {folder} cannot be written to ({error.strerror}): "
             "choose a folder that this user may write to"
         ) from error
     return ResultsFileSink(config, context)

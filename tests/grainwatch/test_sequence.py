@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grainwatch.sequence import Sequencer
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 60), max_size=80), st.lists(st.integers(0, 60), max_size=5), st.integers(0, 5))
 def test_each_once_and_in_order(arrivals: list[int], covers: list[int], begin: int) -> None:
     sequencer: Sequencer[int] = Sequencer(begin)
@@ -37,6 +38,7 @@ def test_each_once_and_in_order(arrivals: list[int], covers: list[int], begin: i
         assert len(sequencer) == 0
 
 
+@settings(deadline=None)
 @given(st.permutations(range(20)))
 def test_any_order_is_put_right(arrivals: list[int]) -> None:
     sequencer: Sequencer[int] = Sequencer(0)

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pytest
 import zmq
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon.sinks import catch_up, publisher, results_file
@@ -101,15 +101,15 @@ def test_a_port_in_use_is_named_with_its_key(new_socket: NewSocket, sink: Sink, 
     taken = new_socket(zmq.PULL)
     port = taken.bind_to_random_port("tcp://127.0.0.1")
     address = f"tcp://127.0.0.1:{port}"
-    with pytest.raises(ConfigError, match=rf"sinks\.zmq\.{key}: {address}: the port is in use"):
+    with pytest.raises(ConfigError, match=rf"^{key}: {address}: the port is in use"):
         sink(**{key: address})
 
 
 def test_bad_addresses_and_numbers_are_named(sink: Sink) -> None:
     for keys, message in (
-        ({"results": "127.0.0.1:31100"}, r"sinks\.zmq\.results: 127.*expected an address such as tcp://"),
-        ({"catch_up": "tcp://203.0.113.1:31100"}, r"sinks\.zmq\.catch_up: .*no such network interface"),
-        ({"ring_messages": 0}, r"sinks\.zmq\.ring_messages: expected 1 or more"),
+        ({"results": "127.0.0.1:31100"}, r"^results: 127.*expected an address such as tcp://"),
+        ({"catch_up": "tcp://203.0.113.1:31100"}, r"^catch_up: .*no such network interface"),
+        ({"ring_messages": 0}, r"^ring_messages: expected 1 or more"),
     ):
         with pytest.raises(ConfigError, match=message):
             sink(**keys)
@@ -262,6 +262,7 @@ def test_malformed_requests_get_an_error_and_others_an_answer(
     assert ask(socket, {"from_seq": 0})[0]["status"] == "ok"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_request_raises_anything_but_bad_request(raw: bytes) -> None:
     with contextlib.suppress(catch_up.BadRequest):
