@@ -96,3 +96,13 @@ def test_the_build_server_runs_make_test() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert "make test" in script.read_text(encoding="utf-8")
+
+
+def test_what_the_targets_start_exists() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    started = re.findall(r"-m ((?:bench|tests)[\w.]*)", text)
+    started += [path.removesuffix(".py").replace("/", ".") for path in re.findall(r"tests/[\w/]+\.py", text)]
+    assert len(started) >= 6
+    for module in started:
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
