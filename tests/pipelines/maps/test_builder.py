@@ -127,8 +127,8 @@ def test_symmetric_equivalents_give_the_same_map(seed: int) -> None:
     for result in results:
         (crystal,) = result.crystals
         q = multiply(CU.proper_point_group[rng.integers(24)], crystal.quaternion) * rng.choice([-1.0, 1.0])
-        other = msgspec.structs.replace(crystal, quaternion=tuple(q.tolist()))
-        turned.append(msgspec.structs.replace(result, crystals=(other,)))
+        turned_crystal = msgspec.structs.replace(crystal, quaternion=tuple(q.tolist()))
+        turned.append(msgspec.structs.replace(result, crystals=(turned_crystal,)))
     one, other = map_of((8, 6), results), map_of((8, 6), turned)
     assert partition(one) == partition(other)
     for a, b in zip(one.grains, other.grains, strict=True):
