@@ -48,7 +48,7 @@ def index(
     match_radius: Annotated[float, typer.Option(help="Match radius, px.")] = 2.0,
     max_false_probability: Annotated[
         float, typer.Option(help="Report a crystal when chance makes one as good more rarely than this.")
-    ] = 1e-3,
+    ] = 1e-5,
     spots: Annotated[
         bool, typer.Option("--spots", help="Add the peak table and each crystal's hkl.")
     ] = False,

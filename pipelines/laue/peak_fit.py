@@ -24,10 +24,13 @@ FIT_COLUMNS = 13
 
 HEIGHT, X, Y, QA, QB, QC, LEVEL, VAR_X, VAR_Y, CHI2, STATUS, HALF, SIGNAL = range(FIT_COLUMNS)
 
-FITTED, FAILED, REJECTED = 1.0, 0.0, -1.0
+FITTED, ROUND, FAILED, REJECTED = 1.0, 0.5, 0.0, -1.0
+"""States of a fit: all parameters free; a round spot of standard deviation 1 px; none; not tried."""
+
 _STEEPEST = 8.0  # a, c of a spot of standard deviation 0.35 px: all of it in one pixel or two
 _WIDEST = 0.75  # standard deviation in half windows beyond which background and spot are one
 _MIN_PIXELS = 12
+_FROZEN = 1e40  # a curvature that lets a parameter make no step
 _WINGS_PX = 5  # looked at around a saturated area
 _PAIR = 1.4  # two bright pixels side by side give 8.5 times the response, a spot of 0.9 px at most 7.0
 
@@ -111,9 +114,13 @@ def plausible(p: Any, least_curvature: float) -> bool:
     return bool(0.5 * (p[3] + p[5]) - gap > least_curvature)
 
 
-@kernel("boolean(float64[:, ::1], float64[:, ::1], float64[::1], float64[:, :, ::1], float64, float64)")
-def levenberg(pixels: Any, jacobian: Any, p: Any, work: Any, reach: float, least_curvature: float) -> bool:
-    """Fit the seven parameters in place; False unless it converges within `reach` px of the start.
+@kernel("boolean(float64[:, ::1], float64[:, ::1], float64[::1], float64[:, :, ::1], float64, float64, boolean)")
+def levenberg(
+    pixels: Any, jacobian: Any, p: Any, work: Any, reach: float, least_curvature: float, rigid: bool
+) -> bool:
+    """Fit the parameters in place; False unless it converges within `reach` px of the start.
+
+    With `rigid` the shape a, b, c stays as it is.
 
     `work` is (3, 8, 7): normal matrix and gradient of the accepted and of the tried parameters,
     and the damped matrix. On return work[0] and `jacobian` belong to the last accepted step.
@@ -129,6 +136,8 @@ def levenberg(pixels: Any, jacobian: Any, p: Any, work: Any, reach: float, least
             for v in range(u + 1):
                 damped[u, v] = work[now, u, v]
             damped[u, u] = work[now, u, u] * (1.0 + damping) + 1e-12
+            if rigid and 3 <= u <= 5:
+                damped[u, u] = _FROZEN
         accepted = False
         if solve_positive(damped, step, 7):
             for u in range(7):
@@ -155,6 +164,9 @@ def levenberg(pixels: Any, jacobian: Any, p: Any, work: Any, reach: float, least
         # The steps of an undamped fit shrink quadratically: the next would be negligible.
         if abs(step[1]) < 3e-3 and abs(step[2]) < 3e-3 and abs(step[0]) < 3e-3 * p[0] and damping < 0.1:
             work[0, :, :] = work[now, :, :]
+            if rigid:
+                for u in range(3, 6):
+                    work[0, u, u] = _FROZEN
             return True
     return False
 
@@ -317,7 +329,7 @@ def fit_windows(
     fit_radius : int
         Smallest half size of the fitted part of the window, px.
     out : (n, FIT_COLUMNS)
-        x and y absolute; status FITTED, or FAILED with the centroid as position.
+        x and y absolute; where the status is FAILED the position is the centroid.
     """
     size = windows.shape[1]
     centre = size // 2
@@ -339,7 +351,7 @@ def fit_windows(
                 for q in range(first[i], first[i + 1]):
                     m = models[neighbours[q]]
                     dx, dy = x - m[X], y - m[Y]
-                    if subtract and m[STATUS] == FITTED:
+                    if subtract and m[STATUS] > FAILED:
                         e = m[QA] * dx * dx + 2.0 * m[QB] * dx * dy + m[QC] * dy * dy
                         clean[a, b] -= m[HEIGHT] * np.exp(-0.5 * e)
                     elif dx * dx + dy * dy < own:
@@ -406,15 +418,24 @@ def fit_windows(
                 p[X] += centre - column
                 p[Y] += centre - row
             reach = 2.0 + 0.5 * max(extent, 0.0)
-            if not levenberg(pixels, jacobian, p, work, reach, 1.0 / (_WIDEST * half) ** 2):
-                break
+            status, least_curvature = FITTED, 1.0 / (_WIDEST * half) ** 2
+            if not levenberg(pixels, jacobian, p, work, reach, least_curvature, False):
+                if flat or out[i, STATUS] == FITTED:
+                    break
+                status = ROUND
+                p[0], p[1], p[2], p[6] = max(top, noise), xc, yc, level
+                p[3], p[4], p[5] = 1.0, 0.0, 1.0
+                if not levenberg(pixels, jacobian, p, work, reach, least_curvature, True):
+                    break
             uncertainty(pixels, jacobian, p, work, noise, gain, spread)
             if not (spread[0] > 0.0 and spread[1] > 0.0):
                 break
             out[i, :7] = p
             out[i, X], out[i, Y] = p[X] - centre + column, p[Y] - centre + row
             out[i, VAR_X], out[i, VAR_Y], out[i, CHI2] = spread[0], spread[1], spread[2]
-            out[i, STATUS], out[i, HALF] = FITTED, half
+            out[i, STATUS], out[i, HALF] = status, half
+            if status == ROUND:
+                break
             # Grow once when the spot is larger than the window was made for.
             trace, det = p[3] + p[5], p[3] * p[5] - p[4] * p[4]
             smallest = 0.5 * (trace - np.sqrt(max(trace * trace - 4.0 * det, 0.0)))

@@ -32,8 +32,9 @@ OVERLAP = 2
 EDGE = 4
 """The frame's border or unusable pixels cut into the core of the spot."""
 FIT_FAILED = 8
-"""The position is the centroid of the core; shape and intensity are estimates."""
+"""No ellipse could be fitted: position and intensity are those of a round spot, or the centroid's."""
 
+_CONFIRMED = 0.8
 _SURE_SNR = 10.0  # where no Gaussian fits, a lone maximum counts as a spot from here on
 _PLATEAU_PX = 4096  # a larger saturated area is no spot
 _WIDEST = 40
@@ -128,7 +129,7 @@ def find_peaks(
     if len(spots.centres) == 0:
         return empty_table(truncated)
     fits, overlapping = _fit(frame, ground, params, spots)
-    return _table(spots, fits, overlapping, image.shape, truncated)
+    return _table(spots, fits, overlapping, params, image.shape, truncated)
 
 
 def _maxima(
@@ -265,10 +266,11 @@ def _table(
     spots: _Spots,
     fits: FloatArray,
     overlapping: npt.NDArray[np.bool_],
+    params: PeakSearch,
     shape: tuple[int, ...],
     truncated: bool,
 ) -> PeakTable:
-    fitted = fits[:, fit.STATUS] == fit.FITTED
+    fitted, round_ = fits[:, fit.STATUS] == fit.FITTED, fits[:, fit.STATUS] == fit.ROUND
     a, b, c = fits[:, fit.QA], fits[:, fit.QB], fits[:, fit.QC]
     # Variances along the axes: inverse eigenvalues of [[a, b], [b, c]].
     mean, half_gap = 0.5 * (a + c), np.hypot(0.5 * (a - c), b)
@@ -276,7 +278,7 @@ def _table(
     tilt = np.degrees(0.5 * np.arctan2(-2.0 * b, c - a))
     tilt = np.where(tilt <= -90.0, tilt + 180.0, tilt)
     area = 2.0 * np.pi * np.sqrt(major * minor)
-    intensity = np.where(fitted, fits[:, fit.HEIGHT] * area, fits[:, fit.SIGNAL])
+    intensity = np.where(fitted | round_, fits[:, fit.HEIGHT] * area, fits[:, fit.SIGNAL])
     fwhm = _FWHM * np.sqrt(np.maximum(np.stack([major, minor], axis=1) - 1.0 / 12.0, 0.0))
     flags = np.zeros(len(fits), np.uint8)
     flags[spots.plateau[:, 2] > 0] |= SATURATED
@@ -296,8 +298,11 @@ def _table(
         flags=flags,
         truncated=truncated,
     )
-    # Noise and flanks of bright spots seldom look like a spot; what does not, must be strong.
-    doubtful = ~fitted & (spots.plateau[:, 2] == 0) & (overlapping | (table.snr < _SURE_SNR))
+    # Texture and flanks of bright spots seldom look like a spot. What no ellipse fits must be
+    # strong, or as high when fitted with a round spot (whose response is half its height).
+    confirmed = round_ & (0.5 * table.amplitude > _CONFIRMED * params.threshold_sigma * spots.judged[:, 2])
+    strong = confirmed | (table.snr >= _SURE_SNR)
+    doubtful = ~fitted & (spots.plateau[:, 2] == 0) & (overlapping | ~strong)
     edges = np.array(shape[::-1]) - 0.5
     inside = ((table.xy_px > -0.5) & (table.xy_px < edges)).all(axis=1)
     good = ~doubtful & inside & (intensity > 0) & (table.amplitude > 0)

@@ -40,7 +40,7 @@ class Config(Table, frozen=True, kw_only=True):
     threshold_sigma: float = 5.0
     match_radius_px: float = 2.0
     max_strain: float = 5e-3
-    max_false_probability: float = 1e-3
+    max_false_probability: float = 1e-5
     max_crystals: int = 24
     reuse_neighbours: bool = False
     map_tolerance_deg: float = 5.0

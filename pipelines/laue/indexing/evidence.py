@@ -25,7 +25,7 @@ class SpotDensity:
     """Local density of measured spots, per px², on tiles smoothed over their neighbours."""
 
     def __init__(self, xy_px: FloatArray, detector_shape: tuple[int, int]) -> None:
-        ny, nx = (max(1, int(round(n / _TILE_PX))) for n in detector_shape)
+        ny, nx = (max(1, round(n / _TILE_PX)) for n in detector_shape)
         self._scale = (nx / detector_shape[1], ny / detector_shape[0])
         self._limit = (nx - 1, ny - 1)
         counts = np.zeros((ny + 2, nx + 2))

@@ -357,19 +357,22 @@ def score(
     return matched, expected
 
 
-def predict(scene: Scene, matrix: FloatArray) -> Prediction:
-    """Compute every distinct spot that a crystal can put on the detector."""
+def predict(scene: Scene, matrix: FloatArray, n_reflections: int | None = None) -> Prediction:
+    """Compute every distinct spot that a crystal can put on the detector.
+
+    With `n_reflections`, only those of the so many reflections of smallest |g|.
+    """
     r = scene.reflections
-    n = len(r.g_norm)
+    n = len(r.g_norm) if n_reflections is None else min(n_reflections, len(r.g_norm))
     index = np.empty(n, dtype=np.int32)
     xy = np.empty((n, 2))
     order = np.empty(n, dtype=np.int32)
     first = np.empty(n)
     m = _predict(
         np.ascontiguousarray(matrix),
-        r.g_unit,
-        r.g_norm,
-        r.orders,
+        r.g_unit[:n],
+        r.g_norm[:n],
+        r.orders[:n],
         scene.projection,
         scene.band,
         scene.area.usable,

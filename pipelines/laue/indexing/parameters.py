@@ -40,7 +40,7 @@ class IndexingParameters:
     angle_tolerance_deg: float = 0.15
     match_radius_px: float = 2.0
     max_strain: float = 5e-3
-    max_false_probability: float = 1e-3
+    max_false_probability: float = 1e-5
     max_crystals: int = 24
     max_spots: int = 4000
     max_voters: int = 500
@@ -71,9 +71,8 @@ class Phase:
         """Tabulate reflections and angles of a material (up to a second for a large cell)."""
         reflections = build_reflections(material, energy_keV)
         if len(reflections.g_norm) == 0:
-            raise ValueError(
-                f"{material.name}: no reflection is excited between {energy_keV[0]:g} and {energy_keV[1]:g} keV"
-            )
+            low, high = energy_keV
+            raise ValueError(f"{material.name}: no reflection is excited between {low:g} and {high:g} keV")
         table = build_angle_table(reflections, hypotheses, partners, energy_keV)
         scene = Scene(reflections, calibration, area, energy_keV)
         return cls(material, scene, table, partners, len(material.lattice_rotations))

@@ -16,6 +16,7 @@ IntArray = npt.NDArray[np.int32]
 
 _CANDIDATES_OF_A_SEED = 8
 _TRIALS_OF_A_SEED = 2
+_BEYOND_DOUBT = -60.0
 
 
 def search(court: Court, explained: Explained) -> None:
@@ -65,6 +66,8 @@ def _best_of_seed(court: Court, view: View, seed: int, explained: Explained) -> 
             court.judge(trial, explained)
             if best is None or court.rank(trial) < court.rank(best):
                 best = trial
+            if trial.log_false < _BEYOND_DOUBT:
+                break
     return best
 
 

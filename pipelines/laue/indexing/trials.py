@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,16 @@ IntArray = npt.NDArray[np.int32]
 BoolArray = npt.NDArray[np.bool_]
 
 _WIDEST_PX = 14.0
+
+_SHARP = 0.2
+"""Residuals below this share of the match radius leave nothing for a strain to explain in the search."""
+
+_STRAIN_MARGIN = 2.0
+"""Strains up to so many times the largest one asked for are tried; beyond it they are flagged."""
+
+_ZONES = np.array(
+    [uvw for uvw in itertools.product(range(-3, 4), repeat=3) if uvw > (0, 0, 0) and math.gcd(*uvw) == 1]
+)
 
 
 @dataclass(eq=False)
@@ -68,6 +79,12 @@ class Trial:
         return int(np.count_nonzero(self.spot >= 0))
 
     @property
+    def mean_distance(self) -> float:
+        """Mean distance of the matched, px; inf where there are none."""
+        hit = self.hit
+        return float(np.mean(self.distance[hit])) if hit.any() else math.inf
+
+    @property
     def spots(self) -> IntArray:
         """The matched spots."""
         return self.spot[self.spot >= 0]
@@ -104,18 +121,18 @@ class Court:
         # A spot moves by twice the turn of q.
         self._rad_per_px = 0.5 * calibration.pixel_size_mm / calibration.dd_mm
         self._log_accept = math.log(parameters.max_false_probability)
-        # A voted orientation is good to about a third of the angle tolerance; strain adds as much.
-        wide = 0.6 * math.radians(parameters.angle_tolerance_deg) / self._rad_per_px
+        # What voting tolerates between two spots, a spot may be off by after it.
+        wide = math.radians(parameters.angle_tolerance_deg) / self._rad_per_px
         self.search_radius_px = min(_WIDEST_PX, wide)
 
     def refine(self, view: View, phase: int, matrix: FloatArray) -> Trial | None:
         """Refine a candidate: rotation at falling radii, then strain where enough spots determine it."""
         p = self.parameters
-        scene = self.phases[phase].scene
+        scene, n_search = self.phases[phase].scene, self.phases[phase].n_search
         wide = self.search_radius_px
-        prediction = predict(scene, matrix)
+        prediction = predict(scene, matrix, n_search)
         fit: Fit | None = None
-        for radius in (wide, 0.5 * (wide + p.match_radius_px), 1.5 * p.match_radius_px):
+        for radius in (wide, wide, 0.5 * (wide + p.match_radius_px)):
             spot, _ = pair(prediction.xy_px, view.grid, radius)
             if np.count_nonzero(spot >= 0) < p.min_matched:
                 return None
@@ -123,31 +140,36 @@ class Court:
             fit = self.fit(scene, start, prediction, view.original(spot), ROTATION)
             if fit is None:
                 return None
-            prediction = predict(scene, fit.matrix)
+            prediction = predict(scene, fit.matrix, n_search)
         assert fit is not None
+        prediction = predict(scene, fit.matrix)
         spot, distance = pair(prediction.xy_px, view.grid, p.match_radius_px)
         plain = Trial(phase, fit, ROTATION, prediction, view.original(spot), distance)
-        spot, _ = pair(prediction.xy_px, view.grid, 2.0 * p.match_radius_px)
-        if np.count_nonzero(spot >= 0) >= 2 * ROTATION_AND_STRAIN:
-            strained = self._strained(view, plain, spot)
-            if strained is not None and strained.matched > plain.matched:
-                return strained
+        if plain.mean_distance < _SHARP * p.match_radius_px:
+            return plain if plain.matched >= p.min_matched else None
+        strained = self._strained(view, plain)
+        if strained is not None and (
+            strained.matched > plain.matched
+            or (strained.matched == plain.matched and strained.mean_distance < 0.7 * plain.mean_distance)
+        ):
+            return strained
         return plain if plain.matched >= p.min_matched else None
 
-    def _strained(self, view: View, plain: Trial, spot: IntArray) -> Trial | None:
+    def _strained(self, view: View, plain: Trial) -> Trial | None:
         p = self.parameters
-        scene = self.phases[plain.phase].scene
-        fit, prediction = plain.fit, plain.prediction
-        distance = plain.distance
-        for _ in range(2):
-            if np.count_nonzero(spot >= 0) < ROTATION_AND_STRAIN:
+        scene, n_search = self.phases[plain.phase].scene, self.phases[plain.phase].n_search
+        fit, prediction = plain.fit, predict(self.phases[plain.phase].scene, plain.fit.matrix, n_search)
+        for widening in (3.0, 2.0, 1.0):
+            spot, _ = pair(prediction.xy_px, view.grid, widening * p.match_radius_px)
+            if np.count_nonzero(spot >= 0) < ROTATION_AND_STRAIN + 2:
                 return None
             new = self.fit(scene, fit.matrix, prediction, view.original(spot), ROTATION_AND_STRAIN)
-            if new is None or np.abs(decompose(new.matrix)[1]).max() > 2.0 * p.max_strain:
+            if new is None or np.abs(decompose(new.matrix)[1]).max() > _STRAIN_MARGIN * p.max_strain:
                 return None
             fit = new
-            prediction = predict(scene, fit.matrix)
-            spot, distance = pair(prediction.xy_px, view.grid, p.match_radius_px)
+            prediction = predict(scene, fit.matrix, n_search)
+        prediction = predict(scene, fit.matrix)
+        spot, distance = pair(prediction.xy_px, view.grid, p.match_radius_px)
         return Trial(plain.phase, fit, ROTATION_AND_STRAIN, prediction, view.original(spot), distance)
 
     def fit(
@@ -169,20 +191,41 @@ class Court:
         hit = trial.hit
         free = hit & own
         free[hit] &= ~explained.mask[trial.spots]
-        k, n = int(np.count_nonzero(free)), int(np.count_nonzero(own))
+        shared = int(np.count_nonzero(hit & ~free))
         density = SpotDensity(frame.xy[~explained.mask], frame.shape) if explained.trials else frame.density
         chance = density.chance(predicted, p.match_radius_px)
+        trial.log_false = self._log_false(trial, free, own, chance)
+        if trial.log_false <= self._log_accept:
+            # Spots of other crystals lie on zone lines, and any orientation that lays a zone of its
+            # own along one matches a row of them: a zone counts as the two matches that fix it.
+            zone = self._fullest_zone(trial, free)
+            spare = np.flatnonzero(free & zone)[2:]
+            own = own & ~zone
+            own[np.flatnonzero(free & zone)[:2]] = True
+            free = free.copy()
+            free[spare] = False
+            trial.log_false = self._log_false(trial, free, own, chance)
+        return shared
+
+    def _log_false(self, trial: Trial, free: BoolArray, own: BoolArray, chance: FloatArray) -> float:
+        p = self.parameters
+        k, n = int(np.count_nonzero(free)), int(np.count_nonzero(own))
         tail = log_binomial_tail(k, n, float(chance[own].mean()) if n else 0.0)
-        strain = p.max_strain if trial.parameters == ROTATION_AND_STRAIN else 0.0
+        strain = _STRAIN_MARGIN * p.max_strain if trial.parameters == ROTATION_AND_STRAIN else 0.0
         radius = p.match_radius_px * self._rad_per_px
         trials = log_trials(radius, k, self.phases[trial.phase].symmetry_order, strain)
-        trial.log_false = tail + trials + math.log(len(self.phases))
-        return int(np.count_nonzero(hit)) - k
+        return tail + trials + math.log(len(self.phases))
+
+    def _fullest_zone(self, trial: Trial, free: BoolArray) -> BoolArray:
+        # Which computed spots lie in the zone that most of the matched ones share.
+        hkl = self.phases[trial.phase].scene.reflections.hkl[trial.prediction.index].astype(np.int64)
+        fullest = _ZONES[int(np.argmax(np.count_nonzero(hkl[free] @ _ZONES.T == 0, axis=0)))]
+        return np.asarray(hkl @ fullest == 0)
 
     def accepts(self, trial: Trial) -> bool:
         """Whether chance hardly gives a crystal as good, and its residuals are those of a crystal."""
         # Chance matches fill the match radius evenly (mean 2/3 of it), a crystal's lie at its centre.
-        sharp = float(np.mean(trial.distance[trial.hit])) < 0.5 * self.parameters.match_radius_px
+        sharp = trial.mean_distance < 0.5 * self.parameters.match_radius_px
         return sharp and trial.log_false <= self._log_accept
 
     def rank(self, trial: Trial) -> float:
