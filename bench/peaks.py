@@ -164,7 +164,7 @@ def rows(report: Report) -> None:
 
 def _case(report: Report, case: Case) -> None:
     params = PeakSearch(saturation=case.saturation)
-    frames, score = report.scale(full=10, quick=2), Score()
+    frames, score = report.scale(full=10, quick=4), Score()
     truth = make(case, report.rng("peaks", case.name, 0))
     add(score, truth, find_peaks(truth.image, params))
     cpu_start = time.process_time()

@@ -114,7 +114,9 @@ def plausible(p: Any, least_curvature: float) -> bool:
     return bool(0.5 * (p[3] + p[5]) - gap > least_curvature)
 
 
-@kernel("boolean(float64[:, ::1], float64[:, ::1], float64[::1], float64[:, :, ::1], float64, float64, boolean)")
+@kernel(
+    "boolean(float64[:, ::1], float64[:, ::1], float64[::1], float64[:, :, ::1], float64, float64, boolean)"
+)
 def levenberg(
     pixels: Any, jacobian: Any, p: Any, work: Any, reach: float, least_curvature: float, rigid: bool
 ) -> bool:

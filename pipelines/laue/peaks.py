@@ -34,7 +34,7 @@ EDGE = 4
 FIT_FAILED = 8
 """No ellipse could be fitted: position and intensity are those of a round spot, or the centroid's."""
 
-_CONFIRMED = 0.8
+_CONFIRMED = 1.0
 _SURE_SNR = 10.0  # where no Gaussian fits, a lone maximum counts as a spot from here on
 _PLATEAU_PX = 4096  # a larger saturated area is no spot
 _WIDEST = 40
