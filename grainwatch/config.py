@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 
@@ -126,19 +126,35 @@ def parse_config(raw: bytes, where: str) -> tuple[Config, str]:
         table = tomllib.loads(raw.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{where}: is not TOML: {error}") from error
+    streams = table.get("streams")
+    if isinstance(streams, dict):
+        # One by one: the checker's own path would not say which stream it is.
+        for name, stream in streams.items():
+            convert(stream, StreamTable, f"{where}: streams.{name}")
     config = convert(table, Config, where)
     _check_values(config, where)
     return config, hashlib.sha256(raw).hexdigest()
 
 
-def convert(table: dict[str, Any], kind: type[Any], where: str) -> Any:
-    """Check a table against a struct; `where` ("file: streams.laue.source") leads the error."""
+def convert(table: Any, kind: type[Any], where: str) -> Any:
+    """Check a table against a struct; `where` ("FILE", "FILE: streams.laue.source") leads the error."""
     try:
         return msgspec.convert(table, kind)
     except msgspec.ValidationError as error:
-        what, _, at = str(error).partition(" - at `")
-        key = at.rstrip("`").removeprefix("$").removeprefix(".")
-        raise ConfigError(f"{where}: {key + ': ' if key else ''}{what}") from error
+        what, _, path = str(error).partition(" - at `")
+        key = path.rstrip("`").removeprefix("$").removeprefix(".")
+        if what.startswith("Invalid enum value"):
+            what += _choices(kind, key)
+        at = where if not key else f"{where}.{key}" if ": " in where else f"{where}: {key}"
+        raise ConfigError(f"{at}: {what}") from error
+
+
+def _choices(kind: Any, key: str) -> str:
+    """Return what may stand at a key ("intake.policy"), for an error, where the type lists it."""
+    for part in key.split("."):
+        kind = get_type_hints(kind).get(part) if isinstance(kind, type) else None
+    choices = get_args(kind)
+    return f", expected one of {', '.join(map(repr, choices))}" if choices else ""
 
 
 def load_plugin(group: str, name: str, where: str) -> ModuleType:
