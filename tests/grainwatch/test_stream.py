@@ -81,6 +81,12 @@ def send(out: publisher.Publisher, messages: list[LaueResult], lost: tuple[int, 
             out.handle([published(message)])
 
 
+def next_seq(out: publisher.Publisher) -> int:
+    issued = out._ring.issued()
+    assert issued is not None
+    return issued[1] + 1
+
+
 def changed(message: LaueResult, **keys: Any) -> LaueResult:
     return msgspec.structs.replace(message, **keys)
 
@@ -89,7 +95,7 @@ def test_gaps_are_filled_in_order(
     out: publisher.Publisher, open_stream: Open, rng: np.random.Generator
 ) -> None:
     stream = open_stream()
-    begin = stream._last_live + 1
+    begin = next_seq(out)
     sent = results(rng, begin, 60)
     send(out, sent, lost=(begin, begin + 5, begin + 6, *range(begin + 20, begin + 50)))
     assert stream.read(60) == sent
@@ -101,7 +107,7 @@ def test_what_nobody_can_bring_back_is_counted(
     out: publisher.Publisher, open_stream: Open, rng: np.random.Generator, caplog: pytest.LogCaptureFixture
 ) -> None:
     stream = open_stream()
-    begin = stream._last_live + 1
+    begin = next_seq(out)
     sent = results(rng, begin, 20)
     with caplog.at_level(logging.WARNING, "grainwatch.stream"):
         send(out, sent[:5] + sent[8:])  # three never reached the publisher: its edge dropped them
@@ -120,7 +126,7 @@ def test_a_silent_catch_up_holds_nothing_up_for_long(
         nobody.listen()
         address = f"tcp://127.0.0.1:{nobody.getsockname()[1]}"
         stream = open_stream(catch_up=address, fill_timeout=0.5)
-        begin = stream._last_live + 1
+        begin = next_seq(out)
         sent = results(rng, begin, 10)
         send(out, sent, lost=(begin + 4,))
         started = time.monotonic()
@@ -128,7 +134,7 @@ def test_a_silent_catch_up_holds_nothing_up_for_long(
         assert 0.4 < time.monotonic() - started < 3.0
         assert stream.gaps == [Gap(begin + 4, begin + 4, f"no answer from {address}")]
     without = open_stream(catch_up="")
-    begin = without._last_live + 1
+    begin = next_seq(out)
     sent = results(rng, begin, 4)
     send(out, sent, lost=(begin + 1,))
     assert without.read(3) == [sent[0], *sent[2:]]
@@ -140,7 +146,7 @@ def test_a_catch_up_of_another_daemon_is_found_out(
 ) -> None:
     other = open_publisher(tmp_path / "other")
     stream = open_stream(catch_up=other.catch_up_address)
-    begin = stream._last_live + 1
+    begin = next_seq(out)
     sent = results(rng, begin, 4)
     send(out, sent, lost=(begin + 1, begin + 2))
     assert stream.read(2) == [sent[0], sent[3]]
@@ -153,7 +159,7 @@ def test_repeats_are_dropped_by_number_and_by_key(
     out: publisher.Publisher, open_stream: Open, rng: np.random.Generator
 ) -> None:
     stream = open_stream()
-    begin = stream._last_live + 1
+    begin = next_seq(out)
     sent = results(rng, begin, 6)
     anew = [
         changed(sent[2], seq=begin + 6, again=True),
@@ -169,7 +175,7 @@ def test_a_daemon_that_lost_its_state_numbers_anew(
     out: publisher.Publisher, open_stream: Open, rng: np.random.Generator
 ) -> None:
     stream = open_stream()
-    high = results(rng, stream._last_live + 1, 500)
+    high = results(rng, next_seq(out), 500)
     send(out, high)
     assert stream.read(500) == high
     out._ring._issued = None  # as a fresh daemon has it
@@ -185,7 +191,7 @@ def test_what_cannot_be_read_is_counted_and_skipped(
     out: publisher.Publisher, open_stream: Open, rng: np.random.Generator
 ) -> None:
     stream = open_stream()
-    begin = stream._last_live + 1
+    begin = next_seq(out)
     sent = results(rng, begin, 5)
     later = {"schema": "grainwatch.laue/9", "seq": begin + 2, "surprise": True}
     send(out, sent[:2])
@@ -206,7 +212,7 @@ def test_streams_and_schemas_select(
     everything = open_stream(schemas="all")
     health = open_stream(schemas=["grainwatch.health"])
     other = open_stream(streams=["other"])
-    begin = other._last_live + 1
+    begin = next_seq(out)
     sent = results(rng, begin, 2)
     out.handle(
         [published(sent[0], "laue"), published(sent[1], "other"), published(synthetic_health(begin + 2, 1.0))]
@@ -241,7 +247,7 @@ def test_late_joiners_begin_where_they_ask(
         open_stream(since="7" * 32).next(5.0)
     beyond = open_stream(since=10**9)
     assert beyond.read(1, 0.3) == []
-    last = synthetic_result(1, rng, seq=beyond._last_live + 1, series_uid="6" * 32)
+    last = synthetic_result(1, rng, seq=next_seq(out), series_uid="6" * 32)
     send(out, [last])
     assert beyond.read(1) == [last]  # numbers below what was asked for are not thrown away for ever
     for bad in (-1, "", 1.5, True):
@@ -259,7 +265,7 @@ def test_since_without_an_answer_says_so_and_goes_on(
         stream = open_stream(catch_up=address, since="start", fill_timeout=0.3)
         with pytest.raises(StreamError, match=f"since 0 cannot be had: no answer from {address}"):
             stream.next(5.0)
-        sent = results(rng, stream._last_live + 1, 2)
+        sent = results(rng, next_seq(out), 2)
         send(out, sent)
         assert stream.read(2) == sent
 
@@ -296,7 +302,7 @@ def test_async_iteration_and_a_cancelled_wait(
     out: publisher.Publisher, open_stream: Open, rng: np.random.Generator
 ) -> None:
     stream = open_stream(timeout=0.5)
-    sent = results(rng, stream._last_live + 1, 30)
+    sent = results(rng, next_seq(out), 30)
 
     async def follow() -> list[AnyMessage]:
         with pytest.raises(TimeoutError):
@@ -313,7 +319,7 @@ def test_latest_passes_over_what_came_before(
 ) -> None:
     stream = open_stream()
     assert stream.latest(0.05) is None
-    sent = results(rng, stream._last_live + 1, 20)
+    sent = results(rng, next_seq(out), 20)
     send(out, sent)
     deadline = time.monotonic() + 5
     newest = stream.latest(5.0)
