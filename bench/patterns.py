@@ -61,7 +61,7 @@ class Condition:
         if self.grains == 0:
             return f"{self.peaks} random peaks"
         return (
-            f"{self.material} {self.grains} grains, {self.noise_px} px noise,"
+            f"{self.material} {self.grains} grain{'s' if self.grains > 1 else ''}, {self.noise_px} px noise,"
             f" {100 * self.missing:.0f} % missing, {100 * self.spurious:.0f} % spurious"
         )
 
