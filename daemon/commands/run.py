@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -28,10 +30,20 @@ def run(
     from daemon.daemon import Daemon
 
     daemon = Daemon(parsed, raw, config_hash, str(config))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: daemon.ask_stop())
+    # A start may take as long as kernels compile: a signal breaks it off and undoes it.
+    _on_signal(_break_off)
     daemon.start()
+    _on_signal(lambda *_: daemon.ask_stop())
     raise SystemExit(daemon.run(exit_when_done))
+
+
+def _on_signal(handler: Callable[[int, FrameType | None], None]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
+
+
+def _break_off(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
 
 
 def read_file(path: Path) -> bytes:

@@ -75,11 +75,17 @@ class SeriesTracker:
     ) -> None:
         self.stream = stream
         self.last_error = ""
+        self.last_error_at = 0.0  # monotonic
         self._ledger = ledger
         self._scan = scan
         self._opened = opened
         self._open: _Open | None = None
-        self._waiting = {s.detector_series: s for s in open_before}
+        self._waiting: dict[str, Series] = {}
+        for series in open_before:
+            earlier = self._waiting.get(series.detector_series)
+            if earlier is not None:  # killed between the start of the one and the end of the other
+                ledger.end_series(earlier)
+            self._waiting[series.detector_series] = series
         self._ended: deque[Series] = deque(maxlen=REMEMBERED)
 
     @property
@@ -272,6 +278,6 @@ class SeriesTracker:
     def _say(self, what: str) -> None:
         """Tell the operator: always in `status`, in the log when it is news."""
         news = what.split(":")[-1] != self.last_error.split(":")[-1]
-        self.last_error = what
+        self.last_error, self.last_error_at = what, time.monotonic()
         if news:
             log.warning("%s: %s", self.stream, what)

@@ -51,7 +51,7 @@ class Stream:
         self._ledger = ledger
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._receive, name=f"receive-{name}", daemon=True)
-        self._last_error = ""
+        self._last_error, self._last_error_at = "", 0.0
         self._latencies: deque[float] = deque(maxlen=LATENCIES)
         self._settled = 0
         self._marks: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
@@ -86,7 +86,7 @@ class Stream:
         self._settled += 1
         if reason != self._last_error.partition(": ")[2]:
             log.warning("%s: frame %d failed: %s", self.name, frame, reason)
-        self._last_error = f"frame {frame}: {reason}"
+        self._last_error, self._last_error_at = f"frame {frame}: {reason}", time.monotonic()
 
     def health(self) -> StreamHealth:
         """Return the stream's counters and figures."""
@@ -106,12 +106,18 @@ class Stream:
             rate_hz=self._rate_hz(),
             latency_p50_s=_quantile(latencies, 0.5),
             latency_p99_s=_quantile(latencies, 0.99),
-            last_error=self.fault or self._last_error or self.tracker.last_error,
+            last_error=self._latest_error(),
         )
 
     def describe(self) -> str:
         """Say what the source listens to."""
         return self._source.describe() if self._source else "not open"
+
+    def _latest_error(self) -> str:
+        if self.fault:
+            return self.fault
+        of_tracker = self.tracker.last_error_at > self._last_error_at
+        return self.tracker.last_error if of_tracker else self._last_error
 
     def _state(self) -> str:
         if self.fault:

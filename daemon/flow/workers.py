@@ -323,6 +323,11 @@ class WorkersExecutor:
             self._lock.notify_all()
 
     def _take(self, worker: _Worker, answers: list[Answer]) -> None:
+        assert worker.child is not None
+        if not worker.tasks or len(answers) != len(worker.tasks[0].frames):
+            worker.verdict = "answered what it was not asked; killed"
+            worker.child.kill()
+            return
         task = worker.tasks.popleft()
         worker.since = time.monotonic()
         for at, frame, answer in zip(task.at, task.frames, answers, strict=True):

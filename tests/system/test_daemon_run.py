@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from testkit.process import DaemonProcess, environment, eventually
+from testkit.process import DaemonProcess, alive, environment, eventually
 
 from grainwatch.commands.status import ask
 
@@ -312,6 +313,35 @@ def test_an_environment_that_cannot_be_used_is_one_line(daemon: DaemonProcess) -
     refused(run("run", config, cwd=daemon.folder), "daemon.runtime_dir", "config.toml")
     config.write_text("[daemon\n")
     refused(run("run", config, cwd=daemon.folder), "config.toml", "is not TOML")
+
+
+def test_a_port_in_use_is_one_line(daemon: DaemonProcess) -> None:
+    text = daemon.config_path.read_text()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        daemon.config_path.write_text(f'{text}[sinks.zmq]\nresults = "{address}"\n')
+        refused(run("run", daemon.config_path, cwd=daemon.folder), "sinks.zmq", address)
+        source = f'type = "testkit.sources"\nscript = "{daemon.script}"'
+        assert source in text
+        ours = f'type = "dectris-v2"\nbind = true\naddress = "{address}"'
+        daemon.config_path.write_text(text.replace(source, ours))
+        refused(run("run", daemon.config_path, cwd=daemon.folder), "streams.s.source", address)
+
+
+def test_a_signal_breaks_off_the_start(daemon: DaemonProcess) -> None:
+    text = daemon.config_path.read_text()
+    daemon.config_path.write_text(text.replace("[sinks.lines]", 'broken = "slow"\n[sinks.lines]'))
+    daemon.launch()
+    eventually(lambda: len(daemon.workers()) == 2)
+    workers = daemon.workers()
+    assert daemon.status()["status"]["state"] == "starting"
+    begin = time.monotonic()
+    assert daemon.stop() == 0
+    assert time.monotonic() - begin < 5.0
+    assert not any(map(alive, workers))
+    assert not (daemon.folder / "run" / "control.sock").exists()
 
 
 def test_status_without_a_daemon_is_one_line(daemon: DaemonProcess) -> None:

@@ -195,6 +195,19 @@ def test_after_a_restart_a_start_of_the_same_name_is_a_new_series(tmp_path: Path
     assert len(Ledger(tmp_path / "ledger.sqlite").recover()) == 1
 
 
+def test_of_two_open_series_of_one_name_the_later_goes_on(tmp_path: Path) -> None:
+    dead = Bench(tmp_path / "ledger.sqlite")
+    for _ in range(2):
+        dead.ledger.open_series("s", "1/a", 0, None, ("",), 1.0)
+    bench = Bench(tmp_path / "ledger.sqlite")
+    (taken,) = bench.take(image(0))
+    bench.finish(taken)
+    bench.take(SeriesEnd("1/a"))
+    assert len(bench.ledger.take_completed()) == 2
+    bench.close()
+    assert Ledger(tmp_path / "ledger.sqlite").recover() == []
+
+
 def test_an_orderly_stop_lets_a_series_go_on(tmp_path: Path) -> None:
     first = Bench(tmp_path / "ledger.sqlite")
     first.finish(*first.take(SeriesStart("1/a", 10), image(0)))

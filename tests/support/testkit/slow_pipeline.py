@@ -36,6 +36,8 @@ class SlowPipeline:
     def warm(self) -> None:
         if self.config.broken == "die":
             os._exit(9)
+        if self.config.broken == "slow":
+            time.sleep(60)
 
     def process(self, frames: Sequence[Frame]) -> list[AnyMessage | Failure]:
         return [self.one(frame) for frame in frames]

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from testkit.process import DaemonProcess, environment
 
 from pipelines.laue.crystal import load_material
 from pipelines.laue.forward import simulate_pattern
@@ -19,7 +18,8 @@ from pipelines.laue.geometry import Calibration, DetectorArea
 from pipelines.laue.lauetools_files import write_det
 from pipelines.laue.reflections import build_reflections
 from pipelines.laue.render import render_frame
-from pipelines.rotations import random_rotations
+from pipelines.rotations import random_rotations, to_matrix
+from testkit.process import DaemonProcess, environment
 
 MIB = 1 << 20
 #: Frames that the detector repeats.
@@ -56,7 +56,7 @@ def write_frames(folder: Path, shape: tuple[int, int], seed: int) -> None:
     area = DetectorArea.of(calibration)
     frames = []
     for _ in range(FRAMES):
-        ubs = random_rotations(2, rng) @ material.B0
+        ubs = to_matrix(random_rotations(2, rng)) @ material.B0
         pattern = simulate_pattern([reflections] * 2, ubs, calibration, area, rng)
         height = 2e4 * pattern.intensity / pattern.intensity.max() + 300.0
         frames.append(render_frame(shape, pattern.xy_px, height, 2.2, rng))
@@ -144,7 +144,8 @@ class Soak:
         """Say how it went in a few lines."""
         return (
             f"{self.counts['done']} of {self.sent} frames done at {self.rate_hz:g}/s;"
-            f" p50 {1e3 * self.counts['latency_p50_s']:.0f} ms, p99 {1e3 * self.counts['latency_p99_s']:.0f} ms;"
+            f" p50 {1e3 * self.counts['latency_p50_s']:.0f} ms,"
+            f" p99 {1e3 * self.counts['latency_p99_s']:.0f} ms;"
             f" memory {self.watch.memory_mib[0]:.0f} to {self.watch.memory_mib[-1]:.0f} MiB"
             f" (growth {self.growth_mib():+.1f}), at most {max(self.watch.memory_mib):.0f};"
             f" {self.watch.descriptors[-1]} open files"
