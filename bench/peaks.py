@@ -157,7 +157,18 @@ def add(score: Score, truth: Truth, table: PeakTable) -> None:
 
 
 def rows(report: Report) -> None:
-    """Add the rows of every case."""
+    """Add the rows of every case, and what it takes to render a frame for simulation."""
+    times = repetitions_s(
+        lambda: make(CASES[0], report.rng("peaks", "render")), repeats=report.scale(full=10, quick=3)
+    )
+    report.add(
+        f"render a frame, {CASES[0].name}",
+        1e3 * statistics.median(times),
+        "ms",
+        at_most=200.0,
+        conditions=f"median of {len(times)}, 2048x2048 uint16 with Poisson noise, seed {report.seed}",
+        data={"times_s": times},
+    )
     for case in CASES:
         _case(report, case)
 

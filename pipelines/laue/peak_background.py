@@ -117,6 +117,7 @@ class Pixels:
         saturation = float(np.iinfo(dtype).max) if kind in "iu" else math.inf
         if params.saturation is not None:
             saturation = params.saturation
+        saturation = float(np.float32(saturation))  # as the kernels compare
         if dtype.name not in rows.PIXEL_TYPES:
             dtype = np.dtype(np.int16 if dtype.itemsize == 1 else np.float64)
         pixels = np.require(image, dtype=dtype, requirements=["C", "A"])

@@ -31,7 +31,8 @@ _STEEPEST = 8.0  # a, c of a spot of standard deviation 0.35 px: all of it in on
 _WIDEST = 0.75  # standard deviation in half windows beyond which background and spot are one
 _MIN_PIXELS = 12
 _FROZEN = 1e40  # a curvature that lets a parameter make no step
-_WINGS_PX = 5  # looked at around a saturated area
+WINGS_PX = 5
+"""Pixels looked at around a saturated area."""
 _PAIR = 1.4  # two bright pixels side by side give 8.5 times the response, a spot of 0.9 px at most 7.0
 
 
@@ -393,7 +394,7 @@ def fit_windows(
             # that is as wide there, and have its wings inside.
             top *= 1.5
             width2 = (extent + 0.5) ** 2 / (2.0 * np.log(1.5)) + 0.3
-            half = min(int(np.ceil(extent)) + _WINGS_PX, centre)
+            half = min(int(np.ceil(extent)) + WINGS_PX, centre)
         again = subtract and models[i, STATUS] == FITTED
         if again:
             half = int(models[i, HALF])

@@ -34,10 +34,11 @@ EDGE = 4
 FIT_FAILED = 8
 """No ellipse could be fitted: position and intensity are those of a round spot, or the centroid's."""
 
-_CONFIRMED = 1.0
+_AT_ONCE = 1024  # windows in memory
+_CONFIRMED = 1.0  # of the threshold, reached by the height of a round spot
 _SURE_SNR = 10.0  # where no Gaussian fits, a lone maximum counts as a spot from here on
 _PLATEAU_PX = 4096  # a larger saturated area is no spot
-_WIDEST = 40
+_WIDEST = 40  # half size of the window around a large saturated area
 _FWHM = 2.0 * math.sqrt(2.0 * math.log(2.0))
 
 
@@ -243,21 +244,21 @@ def _fit(
     first, neighbours = fit.neighbour_lists(spots.centres, 2 * WINDOW_HALF)
     out = np.zeros((n, fit.FIT_COLUMNS))
     out[:, fit.X], out[:, fit.Y] = start[:, 2], start[:, 3]
-    large = start[:, 4] > WINDOW_HALF - 5
+    large = start[:, 4] > WINDOW_HALF - fit.WINGS_PX
     meet = np.ones(n, np.bool_)
     for subtract in (False, True):
         chosen, models = meet, out.copy()
         for half, group in ((WINDOW_HALF, chosen & ~large), (_WIDEST, chosen & large)):
-            which = np.flatnonzero(group)
-            if len(which) == 0:
-                continue
-            windows = spots.windows[which]
-            if half > WINDOW_HALF:
-                windows = _windows(frame, ground.lowest, spots.centres[which], half)
-            fit.fit_windows(
-                windows, which, spots.centres, start, first, neighbours, models,
-                min(frame.saturation, LARGEST), params.gain, params.box_px, subtract, out,
-            )  # fmt: skip
+            members = np.flatnonzero(group)
+            for at in range(0, len(members), _AT_ONCE):
+                which = members[at : at + _AT_ONCE]
+                windows = spots.windows[which]
+                if half > WINDOW_HALF:
+                    windows = _windows(frame, ground.lowest, spots.centres[which], half)
+                fit.fit_windows(
+                    windows, which, spots.centres, start, first, neighbours, models,
+                    min(frame.saturation, LARGEST), params.gain, params.box_px, subtract, out,
+                )  # fmt: skip
         meet = fit.windows_meet(out, first, neighbours, params.box_px)
     return out, meet
 

@@ -337,6 +337,16 @@ def test_a_spot_at_the_limit_of_its_type_is_saturated_without_being_told() -> No
     assert table.flags.tolist() == [SATURATED]
 
 
+def test_many_saturated_areas_and_an_odd_limit_are_borne() -> None:
+    image = blank(shape=(768, 768)).astype(np.uint32)
+    for r in range(0, 760, 14):
+        for c in range(0, 760, 14):
+            image[r : r + 9, c : c + 9] = 16777218
+    table = find_peaks(image, PeakSearch(saturation=16777217.0))
+    assert len(table) <= 55 * 55
+    assert np.isfinite(table.xy_px).all()
+
+
 def test_a_large_saturated_area_is_no_spot() -> None:
     image = blank()
     image[100:200, 100:200] = 65535
