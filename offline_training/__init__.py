@@ -1,1 +1,4 @@
-"""Training of the models that the pipelines run: simulators, networks, evaluation, export (torch lives here alone)."""
+"""Training of the models that the pipelines run: simulators, networks, evaluation, export.
+
+Torch lives here alone; the daemon starts training as another process.
+"""

@@ -356,7 +356,8 @@ def _read_grain(lines: TextLines, start: int, end: int) -> FitGrain:
         return i
 
     header = required("spot_index") - 1
-    columns = lines.text(header).lstrip("#").split()
+    # Batch runs of LaueTools 3.2 write the unit into the title.
+    columns = ["Energy" if c == "energy(keV)" else c for c in lines.text(header).lstrip("#").split()]
     missing = [c for c in ("h", "k", "l", "Xexp", "Yexp", "Energy") if c not in columns]
     if missing:
         raise lines.error(header, f"expected columns {', '.join(missing)} among the spots' columns")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from pipelines.laue.crystal import Material
@@ -46,6 +47,21 @@ class IndexingParameters:
     max_voters: int = 500
     max_seeds: int = 60
     min_matched: int = 5
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        if not 0.0 < self.max_false_probability < 1.0:
+            raise ValueError(f"max_false_probability {self.max_false_probability}: expected between 0 and 1")
+        for name in ("angle_tolerance_deg", "match_radius_px", "max_strain"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} {getattr(self, name)}: expected more than 0")
+        for name in ("max_crystals", "max_spots", "max_voters", "max_seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: expected 1 or more")
+        if self.min_matched < 4:
+            raise ValueError(
+                f"min_matched {self.min_matched}: three spots determine a rotation, expected 4 or more"
+            )
 
 
 @dataclass(frozen=True, eq=False)

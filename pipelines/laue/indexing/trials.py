@@ -120,7 +120,8 @@ class Court:
         calibration = phases[0].scene.calibration
         # A spot moves by twice the turn of q.
         self._rad_per_px = 0.5 * calibration.pixel_size_mm / calibration.dd_mm
-        self._log_accept = math.log(parameters.max_false_probability)
+        # false_probability = 1 − exp(−expected number of chance crystals)
+        self._log_accept = math.log(-math.log1p(-parameters.max_false_probability))
         # What voting tolerates between two spots, a spot may be off by after it.
         wide = math.radians(parameters.angle_tolerance_deg) / self._rad_per_px
         self.search_radius_px = min(_WIDEST_PX, wide)
