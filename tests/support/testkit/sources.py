@@ -71,10 +71,16 @@ class ScriptSource:
                     if not line.endswith(b"\n"):
                         break
                     at += len(line)
-                    self.consumed.write_text(str(at))
+                    self.note(at)
                     yield self.event(json.loads(line))
             time.sleep(0.01)
             yield Idle()
+
+    def note(self, at: int) -> None:
+        # In one go: whoever is killed in between leaves the old number, not half of a new one.
+        fresh = self.consumed.with_suffix(".new")
+        fresh.write_text(str(at))
+        fresh.replace(self.consumed)
 
     def event(self, line: list[object]) -> Event:
         match line:
