@@ -285,6 +285,8 @@ def _plot(path: Path, table: Sequence[Sequence[float]]) -> None:
             axes.errorbar(middle, rate, yerr=spread, fmt="o", color="#4e79a7")
             axes.annotate(f"{int(n)}", (middle, rate), xytext=(6, 4), textcoords="offset points", fontsize=8)
     axes.plot([0, 1], [0, 1], "--", color="#999999")
+    axes.set_xscale("symlog", linthresh=1e-3)
+    axes.set_xlim(0.0, 1.5)
     axes.set_xlabel("false_probability as stated")
     axes.set_ylabel("share that is false")
     axes.set_title("Reliability (numbers: crystals in the bin)", fontsize=10)

@@ -44,7 +44,7 @@ def index(
     mask: Annotated[str, typer.Option(help="Image whose non-zero pixels are dead.")] = "",
     energy: Annotated[tuple[float, float], typer.Option(help="Energy band of the beam, keV.")] = (5.0, 22.0),
     sample_frame: Annotated[str, typer.Option(help='Sample frame: "tilt40" or "lab".')] = "tilt40",
-    threshold: Annotated[float, typer.Option(help="Peak threshold in sigmas.")] = 5.0,
+    threshold: Annotated[float, typer.Option(help="Peak threshold in sigmas.")] = 5.3,
     match_radius: Annotated[float, typer.Option(help="Match radius, px.")] = 2.0,
     max_false_probability: Annotated[
         float, typer.Option(help="Report a crystal when chance makes one as good more rarely than this.")

@@ -37,7 +37,7 @@ class Config(Table, frozen=True, kw_only=True):
     mask: str = ""
     energy_keV: tuple[float, float] = (5.0, 22.0)
     sample_frame: str = "tilt40"
-    threshold_sigma: float = 5.0
+    threshold_sigma: float = 5.3
     match_radius_px: float = 2.0
     max_strain: float = 5e-3
     max_false_probability: float = 1e-5

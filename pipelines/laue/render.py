@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.kernels import kernel
-from pipelines.laue.peak_rows import KERNEL_2D, KERNEL_NORM, poisson_excess
+from pipelines.laue.peaks.rows import KERNEL_2D, KERNEL_NORM, poisson_excess
 
 FloatArray = npt.NDArray[np.float64]
 

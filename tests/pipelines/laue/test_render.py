@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage, stats
 
-from pipelines.laue.peak_rows import KERNEL_2D, KERNEL_NORM
+from pipelines.laue.peaks.rows import KERNEL_2D, KERNEL_NORM
 from pipelines.laue.render import (
     Background,
     Tail,

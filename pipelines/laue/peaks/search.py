@@ -1,8 +1,8 @@
 """Peak search on raw frames: positions, intensities and shapes of Laue spots.
 
 The steps: background and noise by tiles, a smoothed response and its local maxima above a
-threshold in sigmas (`peak_detect`), a look at each candidate's surroundings, saturated areas
-taken as one, bumps on stronger spots removed, and a fit (`peak_fit`). Deterministic, on one core.
+threshold in sigmas (`detect`), a look at each candidate's surroundings, saturated areas
+taken as one, bumps on stronger spots removed, and a fit (`fit`). Deterministic, on one core.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.laue import peak_detect as detect
-from pipelines.laue import peak_fit as fit
-from pipelines.laue.peak_background import BackgroundMap, Pixels, background_map, map_background
-from pipelines.laue.peak_parameters import WINDOW_HALF, PeakSearch
-from pipelines.laue.peak_rows import KERNEL_NORM, LARGEST, poisson_excess
+from pipelines.laue.peaks import detect, fit
+from pipelines.laue.peaks.background import BackgroundMap, Pixels, background_map, map_background
+from pipelines.laue.peaks.parameters import WINDOW_HALF, PeakSearch
+from pipelines.laue.peaks.rows import KERNEL_NORM, LARGEST, poisson_excess
 
 _DEFAULT = PeakSearch()
 

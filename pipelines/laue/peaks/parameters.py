@@ -17,7 +17,7 @@ class PeakSearch:
     ----------
     threshold_sigma : float
         A spot's response must exceed the local background by so many standard deviations of
-        the response without spots (see `peak_detect`).
+        the response without spots (see `detect`).
     box_px : int
         Half size of the smallest fitted window, px; wide spots get larger ones by themselves.
     separation_px : float

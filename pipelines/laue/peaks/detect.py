@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.kernels import kernel
-from pipelines.laue.peak_rows import MASK, ROW_ARGUMENTS, image_signatures, load_line, node_row_at, respond
+from pipelines.laue.peaks.rows import MASK, ROW_ARGUMENTS, image_signatures, load_line, node_row_at, respond
 
 
 @kernel(

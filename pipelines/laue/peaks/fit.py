@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.kernels import kernel
-from pipelines.laue.peak_rows import select
+from pipelines.laue.peaks.rows import select
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.frame import BadFrame
-from pipelines.laue import peak_rows as rows
-from pipelines.laue.peak_parameters import PeakSearch
+from pipelines.laue.peaks import rows
+from pipelines.laue.peaks.parameters import PeakSearch
 
 FloatArray = npt.NDArray[np.float64]
 
