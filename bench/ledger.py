@@ -58,7 +58,8 @@ def rows(report: Report) -> None:
 
 def _run(frames: int, rate_hz: float | None) -> tuple[float, float, float]:
     """Put frames through a ledger; return frames/s, the longest time of one, the share of a core."""
-    with tempfile.TemporaryDirectory(dir=".", prefix=".out-ledger-") as folder:
+    Path(".out").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=".out", prefix="ledger-") as folder:
         path = Path(folder) / "ledger.sqlite"
         ledger = Ledger(path)
         ledger.start()
