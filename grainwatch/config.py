@@ -26,13 +26,26 @@ class Table(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
 
 
 class DaemonTable(Table, frozen=True, kw_only=True):
-    """``[daemon]``: who it is and where it keeps things.
+    """``[daemon]``: who it is and where it keeps things. Relative paths count from the working directory.
 
-    `state_dir` holds the ledger, `runtime_dir` the control socket; relative paths count from the
-    working directory. `workers` = 0 computes inside the front process. A worker that computes
-    longer than `compute_timeout_s` at one batch is killed. A stop computes what has been received
-    for at most `stop_timeout_s` and drops the rest. The ledger forgets a series `ledger_days`
-    after its end; `quarantine` is how many frames that killed a worker are kept.
+    Attributes
+    ----------
+    name : str
+        How it signs its results.
+    state_dir : str
+        Holds the ledger and the frames that killed a worker; one daemon a folder.
+    runtime_dir : str
+        Holds the control socket.
+    workers : int
+        Processes that compute; 0 computes inside the front process.
+    compute_timeout_s : float
+        A worker that computes longer at one batch is killed.
+    stop_timeout_s : float
+        A stop computes what has been received for at most so long and drops the rest.
+    ledger_days : float
+        The ledger forgets a series so many days after its end.
+    quarantine : int
+        How many frames that killed a worker are kept.
     """
 
     name: str = "grainwatch"
@@ -48,7 +61,12 @@ class DaemonTable(Table, frozen=True, kw_only=True):
 class RingTable(Table, frozen=True, kw_only=True):
     """``[ring]``: shared memory between the front process and the workers.
 
-    A slot holds one frame as it came, compressed; only the pages that frames touch cost memory.
+    Attributes
+    ----------
+    slots : int
+        Frames on their way to the workers.
+    slot_bytes : int
+        Room for one frame as it came, compressed; only the pages that frames touch cost memory.
     """
 
     slots: int = 16
@@ -61,8 +79,15 @@ Policy = Literal["block", "drop-oldest", "drop-newest", "decimate"]
 class EdgeTable(Table, frozen=True, kw_only=True):
     """A bounded edge: how many items it holds and what happens when it is full.
 
-    "block" waits (the detector's own buffer fills), "drop-oldest" and "drop-newest" drop and
-    count, "decimate" lets every `keep_every`-th frame through and blocks when full.
+    Attributes
+    ----------
+    policy : str
+        "block" waits (the detector's own buffer fills), "drop-oldest" and "drop-newest" drop and
+        count, "decimate" lets every `keep_every`-th frame through and blocks when full.
+    depth : int
+        How many items wait at most.
+    keep_every : int
+        For "decimate".
     """
 
     policy: Policy = "block"
@@ -73,7 +98,14 @@ class EdgeTable(Table, frozen=True, kw_only=True):
 class ScanTable(Table, frozen=True, kw_only=True):
     """``[streams.NAME.scan]``: the grid that the frames of a series walk over.
 
-    `shape` is (nx, ny[, nz]), x fastest; `snake` reverses every second line.
+    Attributes
+    ----------
+    shape : list of int
+        Points along x, y and z; x is fastest. One to three numbers.
+    step_um : list of float
+        Distance of the points; with it, frames that bring coordinates are placed by these.
+    snake : bool
+        Every second line runs backwards.
     """
 
     shape: tuple[int, ...]
@@ -82,7 +114,19 @@ class ScanTable(Table, frozen=True, kw_only=True):
 
 
 class StreamTable(Table, frozen=True, kw_only=True):
-    """``[streams.NAME]``: a source, the pipeline its frames go through, and how they queue."""
+    """``[streams.NAME]``: a source, the pipeline its frames go through, and how they queue.
+
+    Attributes
+    ----------
+    source : table
+        A `type` and what that source may be told.
+    pipeline : table
+        A `type` and what that pipeline may be told.
+    intake : table
+        The edge between the source and the workers.
+    scan : table
+        Without it the stream has no map.
+    """
 
     source: dict[str, Any]
     pipeline: dict[str, Any]

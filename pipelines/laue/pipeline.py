@@ -25,11 +25,34 @@ CLASSICAL = ModelInfo(name="classical-indexer", version=__version__)
 
 
 class Config(Table, frozen=True, kw_only=True):
-    """``[streams.NAME.pipeline]`` with ``type = "laue"``.
+    """``[streams.NAME.pipeline]`` of type "laue".
 
-    `materials` are built-in names or CIF files, `geometry` a LaueTools .det file, `mask` an image
-    whose non-zero pixels are dead. `reuse_neighbours` judges the crystals of the frame before
-    first, which is faster in a scan of large grains.
+    Attributes
+    ----------
+    materials : list of str
+        Built-in names or CIF files.
+    geometry : str
+        Calibration: a LaueTools .det file.
+    mask : str
+        Image whose non-zero pixels are dead.
+    energy_keV : (float, float)
+        Band of the beam on the sample.
+    sample_frame : str
+        "tilt40": the surface is inclined by 40 deg to the beam; "lab": the laboratory frame.
+    threshold_sigma : float
+        Peaks so many standard deviations above the background count.
+    match_radius_px : float
+        A computed spot is there when a measured one lies within this distance.
+    max_strain : float
+        Strain components up to this are searched for; larger ones are flagged.
+    max_false_probability : float
+        A crystal is reported when chance would give one as good in a frame more rarely.
+    max_crystals : int
+        Upper bound on the crystals of a frame.
+    reuse_neighbours : bool
+        Judge the crystals of the frame before first; faster in a scan of large grains.
+    map_tolerance_deg : float
+        Crystals of neighbouring points closer than this are one grain.
     """
 
     materials: tuple[str, ...]
