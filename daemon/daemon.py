@@ -69,7 +69,7 @@ class Daemon:
         self._stopped = threading.Event()
         self._wake = threading.Event()
         self._announced: set[str] = set()
-        self._earlier: dict[str, Path | None] = {}
+        self._earlier: dict[str, list[Path]] = {}
         self._undo = ExitStack()
         self.streams: dict[str, Stream] = {}
 
@@ -166,7 +166,9 @@ class Daemon:
                 series.uid[:8],
                 lost,
             )
-            self._earlier[series.uid] = self._ledger.results_file(series.uid)
+            latest = self._ledger.results_file(series.uid)
+            # Listed now: what this daemon will write itself is no history.
+            self._earlier[series.uid] = results_files(latest.parent, series.uid) if latest else []
             if series.stream in self.config.streams:
                 found.setdefault(series.stream, []).append(series)
             else:
@@ -175,13 +177,7 @@ class Daemon:
 
     def _history(self, uid: str) -> Iterator[LaueResult]:
         """Yield what an earlier daemon published of a series that goes on."""
-        latest = self._earlier.get(uid)
-        if latest is None:
-            return
-        current = self._ledger.results_file(uid)
-        for part in results_files(latest.parent, uid):
-            if part == current:
-                continue  # what this daemon writes itself
+        for part in self._earlier.get(uid, []):
             try:
                 yield from read_results(part)
             except (OSError, ValueError) as error:

@@ -6,14 +6,16 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from testkit.process import environment
+from testkit.process import DaemonProcess, environment, eventually
 from testkit.soak import Soak, write_frames
 
-from pipelines.results_files import read_results, results_files
+from grainwatch.messages import MapUpdate
+from pipelines.results_files import ResultsFile, read_results, results_files
 
 pytestmark = pytest.mark.system
 
@@ -81,3 +83,52 @@ def test_warm_says_when_its_folder_cannot_be_written(tmp_path: Path) -> None:
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("grainwatch: GRAINWATCH_CACHE_DIR: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_map_goes_on_after_kill_9_with_what_it_had(tmp_path: Path) -> None:
+    """The map of a series that survives the daemon holds the points of before and after."""
+    write_frames(tmp_path, (512, 512), seed=7)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    config = f"""
+[daemon]
+state_dir = "{tmp_path}/state"
+runtime_dir = "{tmp_path}/run"
+workers = 1
+[streams.s]
+source = {{type = "dectris-v2", address = "{address}"}}
+pipeline = {{type = "laue", materials = ["Cu"], geometry = "{tmp_path}/geometry.det"}}
+scan = {{shape = [6, 5]}}
+[sinks.hdf5]
+folder = "{tmp_path}/results"
+"""
+    with DaemonProcess(tmp_path, config=config) as daemon:
+        daemon.start()
+        detector = subprocess.Popen(
+            [sys.executable, "-m", "grainwatch", "simulate", "dectris-v2", "--bind", address,
+             "--frames", f"{tmp_path}/frames.h5", "--count", "30", "--rate", "6"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(),
+        )  # fmt: skip
+        eventually(lambda: daemon.counts()["done"] >= 10)
+        time.sleep(0.8)  # the results file is flushed every half a second
+        daemon.kill()
+        daemon.start()
+        assert detector.wait(30) == 0
+        eventually(lambda: daemon.counts()["state"] == "idle" and daemon.counts()["in_flight"] == 0)
+        counts = daemon.counts()
+        assert daemon.stop() == 0
+    assert counts["received"] + counts["missing"] == 30
+    parts = results_files(tmp_path / "results")
+    assert len(parts) == 2
+    results = [r for part in parts for r in read_results(part)]
+    assert len({r.key.series_uid for r in results}) == 1
+    measured = {r.grid_index for r in results}
+    (snapshot,) = [m for part in parts for m in updates(part) if m.kind == "snapshot"]
+    assert snapshot.filled == len(measured) > 15
+    assert {p.grid_index for p in snapshot.points} | set(snapshot.empty) == measured
+
+
+def updates(path: Path) -> list[MapUpdate]:
+    with ResultsFile(path) as file:
+        return [m for m in file.messages() if isinstance(m, MapUpdate)]
