@@ -1,0 +1,105 @@
+"""``grainwatch demo``: the whole way of a frame, from a detector's socket to the picture of a map."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from daemon.commands.init import _scan_shape as scan_shape
+from grainwatch.config import ConfigError
+
+SEED = 20
+
+
+def demo(
+    rate: Annotated[float, typer.Option(help="Frames a second of the scan.")] = 15.0,
+    keep: Annotated[Path, typer.Option(help="Folder for the configuration, the results and the map.")] = Path(
+        ".out/demo"
+    ),
+    offline: Annotated[bool, typer.Option("--offline", help="Simulated frames only.")] = False,
+    scan: Annotated[str, typer.Option(help="Points of the scan, x first.")] = "24x18",
+    repeat: Annotated[int, typer.Option(min=1, help="Frames of each of the first two streams.")] = 8,
+) -> None:
+    """Stream real and simulated Laue frames through a daemon; crystals appear as they come.
+
+    Real frames are taken from $GRAINWATCH_DATA or .data (make data). Exit status 1 when something
+    was lost or not found.
+    """
+    began = time.monotonic()
+    shape = _checked(rate, scan, keep)
+    # A stop by a service manager cleans up like Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        _warm()
+        complaints = _run(began, rate, keep, offline, shape, repeat)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print(f"the demo took {time.monotonic() - began:.0f} s")
+    for complaint in complaints:
+        print(f"grainwatch demo: {complaint}", file=sys.stderr)
+    if complaints:
+        raise typer.Exit(1)
+
+
+def _run(
+    began: float, rate: float, keep: Path, offline: bool, shape: tuple[int, int], repeat: int
+) -> list[str]:
+    # What is compiled has been compiled by now, in a process that said so.
+    from daemon.demo.sample import Sample
+    from daemon.demo.scenes import data_folder, real_scenes, simulated_scenes
+    from daemon.demo.show import Show
+    from daemon.demo.station import DemoError, Station
+    from daemon.demo.view import open_view
+
+    sample = Sample.make(shape, SEED)
+    with tempfile.TemporaryDirectory(prefix="grainwatch-demo-") as folder:
+        try:
+            scenes = None if offline else real_scenes(data_folder())
+        except FileNotFoundError as error:
+            print(f"the real frames are not here ({error} is absent; make data fetches them)")
+            scenes = None
+        if scenes is None:
+            print("SIMULATED frames take their place")
+            scenes = simulated_scenes(Path(folder), SEED)
+        kind = "real" if not str(scenes[0].files[0]).startswith(folder) else "simulated"
+        for scene in scenes:
+            print(f"stream {scene.stream}: {kind} frames of {scene.about}")
+        print("starting a daemon with 2 workers and its detectors", flush=True)
+        with (
+            open_view(sample.material) as view,
+            Station(Path(folder), keep, scenes, sample, SEED, rate) as station,
+        ):
+            try:
+                return Show(station, view, scenes, sample, began).run(repeat, keep / "map.png")
+            except DemoError as error:
+                return [str(error)]
+
+
+def _checked(rate: float, scan: str, keep: Path) -> tuple[int, int]:
+    if not rate > 0:
+        raise ConfigError(f"demo: --rate: expected more than 0, got {rate:g}")
+    shape = scan_shape(scan)
+    if len(shape) != 2:
+        raise ConfigError(f"demo: --scan: expected two numbers of points, as 24x18, got {scan!r}")
+    try:
+        keep.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"demo: --keep {keep}: cannot be made: {error.strerror}") from error
+    return shape
+
+
+def _warm() -> None:
+    """Compile in another process, so that its one line can be announced."""
+    print("compiling what is not compiled yet (under a minute, on the first start only)", flush=True)
+    command = [sys.executable, "-P", "-m", "grainwatch", "warm"]
+    answer = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
+    if answer.returncode:
+        raise ConfigError(f"demo: grainwatch warm failed with status {answer.returncode}")
