@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,6 @@ from typing import Annotated
 
 import typer
 
-from daemon.commands.init import _scan_shape as scan_shape
 from grainwatch.config import ConfigError
 
 SEED = 20
@@ -66,12 +66,8 @@ def _run(
         except FileNotFoundError as error:
             print(f"the real frames are not here ({error} is absent; make data fetches them)")
             scenes = None
-        if scenes is None:
-            print("SIMULATED frames take their place")
-            scenes = simulated_scenes(Path(folder), SEED)
-        kind = "real" if not str(scenes[0].files[0]).startswith(folder) else "simulated"
-        for scene in scenes:
-            print(f"stream {scene.stream}: {kind} frames of {scene.about}")
+        for scene in (scenes := scenes or simulated_scenes(Path(folder), SEED)):
+            print(f"stream {scene.stream}: {scene.about}")
         print("starting a daemon with 2 workers and its detectors", flush=True)
         with (
             open_view(sample.material) as view,
@@ -86,14 +82,14 @@ def _run(
 def _checked(rate: float, scan: str, keep: Path) -> tuple[int, int]:
     if not rate > 0:
         raise ConfigError(f"demo: --rate: expected more than 0, got {rate:g}")
-    shape = scan_shape(scan)
-    if len(shape) != 2:
-        raise ConfigError(f"demo: --scan: expected two numbers of points, as 24x18, got {scan!r}")
+    points = re.fullmatch(r"([1-9]\d{0,2})x([1-9]\d{0,2})", scan)
+    if points is None:
+        raise ConfigError(f"demo: --scan: expected the points along x and y, as 24x18, got {scan!r}")
     try:
         keep.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"demo: --keep {keep}: cannot be made: {error.strerror}") from error
-    return shape
+    return int(points[1]), int(points[2])
 
 
 def _warm() -> None:

@@ -70,7 +70,7 @@ class Sample:
     @property
     def labels(self) -> IntArray:
         """The grain that has most of the beam, (nx, ny)."""
-        return np.argmax(self.shares, axis=2)
+        return np.asarray(np.argmax(self.shares, axis=2))
 
     @property
     def n_grains(self) -> int:
@@ -131,4 +131,4 @@ def _shares(mosaic: IntArray, shape: tuple[int, int], n: int) -> FloatArray:
     for i, j in np.ndindex(shape):
         ex, ey = (np.exp(-0.5 * ((a - (k + 0.5) * _FINE + 0.5) / sigma) ** 2) for a, k in ((x, i), (y, j)))
         shares[i, j] = np.bincount(mosaic.ravel(), np.outer(ex, ey).ravel(), n)
-    return shares / shares.sum(axis=2, keepdims=True)
+    return np.asarray(shares / shares.sum(axis=2, keepdims=True))

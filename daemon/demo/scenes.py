@@ -65,14 +65,14 @@ def real_scenes(folder: Path) -> tuple[Scene, ...]:
     scenes = (
         Scene(
             "germanium",
-            "a germanium crystal (MARCCD 2048 x 2048)",
+            "real frames of a germanium crystal (MARCCD 2048 x 2048)",
             (folder / "Ge_blanc_0000.mccd.gz",),
             truth / "calibGe111.det",
             ("Ge",),
         ),
         Scene(
             "nanowire",
-            "gallium nitride on silicon (sCMOS 2018 x 2016)",
+            "real frames of gallium nitride on silicon (sCMOS 2018 x 2016)",
             (folder / "nw1_0000.tif.gz", folder / "nw1_0001.tif.gz"),
             truth / "GaN_Si" / "calib.det",
             ("Si", "GaN"),
@@ -91,8 +91,10 @@ def simulated_scenes(folder: Path, seed: int) -> tuple[Scene, ...]:
     ge = _render(folder / "germanium", _GE_CAMERA, (("Ge",),), rng)
     wire = _render(folder / "nanowire", _WIRE_CAMERA, (("Si",), ("Si", "GaN", "GaN")), rng)
     return (
-        Scene("germanium", "a simulated germanium crystal (2048 x 2048)", *ge, ("Ge",)),
-        Scene("nanowire", "simulated gallium nitride on silicon (2018 x 2016)", *wire, ("Si", "GaN")),
+        Scene("germanium", "SIMULATED frames of a germanium crystal (2048 x 2048)", *ge, ("Ge",)),
+        Scene(
+            "nanowire", "SIMULATED frames of gallium nitride on silicon (2018 x 2016)", *wire, ("Si", "GaN")
+        ),
     )
 
 

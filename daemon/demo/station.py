@@ -147,11 +147,6 @@ class Station:
 
     def __enter__(self) -> Self:
         try:
-            self.scanner = self._start(
-                "the detector of the scan",
-                ["-m", "daemon.demo.detector", self._detectors[SCAN], *self._scanner_arguments],
-                talks=True,
-            )
             self.daemon = self._start("the daemon", ["-m", "grainwatch", "run", str(self.config)])
         except BaseException:
             self._end_all()
@@ -170,7 +165,6 @@ class Station:
         try:
             while not isinstance(results.next(0.2), Health):
                 self.daemon.check()
-                self.scanner.check()
                 if time.monotonic() > deadline:
                     raise DemoError(
                         f"the daemon does not run after {START_S:.0f} s\n{self.daemon.last_words()}"
@@ -181,7 +175,10 @@ class Station:
         return results
 
     def show_scenes(self, repeat: int, rate_hz: float) -> int:
-        """Have the detectors of the single frames send; return how many frames that will be."""
+        """Have the detectors of the single frames send; return how many frames that will be.
+
+        Meanwhile the detector of the scan makes its own.
+        """
         for scene in self._scenes:
             files = [str(path) for path in scene.files]
             command = ["-m", "grainwatch", "simulate", "dectris-v2", "--bind", self._detectors[scene.stream]]
@@ -190,6 +187,11 @@ class Station:
                 f"the detector of {scene.stream}",
                 [*command, "--rate", str(rate_hz), "--repeat", times, "--frames", *files],
             )
+        self.scanner = self._start(
+            "the detector of the scan",
+            ["-m", "daemon.demo.detector", self._detectors[SCAN], *self._scanner_arguments],
+            talks=True,
+        )
         return sum(len(s.files) * max(1, repeat // len(s.files)) for s in self._scenes)
 
     def scan(self) -> None:

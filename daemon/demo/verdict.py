@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from daemon.demo.sample import Sample
+from daemon.demo.sample import LEAST_SHARE, Sample
 from grainwatch.messages import MapUpdate
 from pipelines.rotations import misorientation_deg
 
@@ -23,34 +23,33 @@ class Verdict:
     ----------
     points : int
         Of the grid.
-    indexed : int
-        Points with a crystal.
-    right : int
-        Points whose best crystal is the grain that has most of the beam there.
-    grains_true, grains_found, grains_mapped : int
-        Grains that lead at some point; those of them that the map has; grains on the map. One that
-        falls into pieces, or is seen beside others across a gap, is several on a map.
-    grains_false : int
-        Grains on the map that are in no place of the sample.
+    led : int
+        Points with a crystal of the grain that has most of the beam there.
+    crystals, strange : int
+        On all points; those of them that are no grain in the beam.
+    grains_true, grains_found : int
+        Grains that have most of the beam at some point; those of them that the map has.
+    pieces : int
+        Grains on the map. One that falls apart on the grid is several there.
     misorientation_deg : float
-        Median over the points that are right; NaN when there are none.
+        Median over the crystals that are a grain in the beam; NaN without any.
     """
 
     points: int
-    indexed: int
-    right: int
+    led: int
+    crystals: int
+    strange: int
     grains_true: int
     grains_found: int
-    grains_mapped: int
-    grains_false: int
+    pieces: int
     misorientation_deg: float
 
     def __str__(self) -> str:
         """Return it in words."""
         return (
-            f"map: {self.grains_found} of {self.grains_true} grains found, {self.grains_false} false,"
-            f" {self.grains_mapped} pieces on the map; the leading grain is right at {self.right} of"
-            f" {self.points} points, median misorientation {self.misorientation_deg:.4f} deg"
+            f"map: {self.grains_found} of {self.grains_true} grains found, in {self.pieces} pieces;"
+            f" the leading grain at {self.led} of {self.points} points; {self.strange} of {self.crystals}"
+            f" crystals false; median misorientation {self.misorientation_deg:.4f} deg"
         )
 
 
@@ -58,23 +57,25 @@ def compare(found: MapUpdate, sample: Sample) -> Verdict:
     """Compare a snapshot of the map with the sample."""
     group = sample.material.proper_point_group
     truth, labels = sample.orientations, sample.labels
-    best = {point.grid_index: point for point in found.points if point.rank == 0}
     leading = np.unique(labels)
-    if not best:
-        return Verdict(sample.grid.size, 0, 0, len(leading), 0, 0, 0, float("nan"))
-    index = np.array(list(best))
-    measured = np.array([point.quaternion for point in best.values()])
-    apart = misorientation_deg(measured, truth[labels[tuple(index.T)]], group)
-    right = apart <= FOUND_WITHIN_DEG
+    if not found.points:
+        return Verdict(sample.grid.size, 0, 0, 0, len(leading), 0, len(found.grains), float("nan"))
+    index = np.array([point.grid_index for point in found.points])
+    at = tuple(index.T)
+    measured = np.array([point.quaternion for point in found.points])
+    apart = misorientation_deg(measured[:, None], truth[None], group)
+    near = apart <= FOUND_WITHIN_DEG
+    met = near & (sample.shares[at] >= LEAST_SHARE)
+    leads = met[np.arange(len(met)), labels[at]]
     means = np.array([grain.mean_quaternion for grain in found.grains])
-    close = misorientation_deg(means[:, None], truth[None], group) <= FOUND_WITHIN_DEG
+    close = misorientation_deg(means[:, None], truth[leading][None], group) <= FOUND_WITHIN_DEG
     return Verdict(
         points=sample.grid.size,
-        indexed=len(best),
-        right=int(right.sum()),
+        led=len(np.unique(index[leads], axis=0)),
+        crystals=len(met),
+        strange=int((~met.any(axis=1)).sum()),
         grains_true=len(leading),
-        grains_found=int(close[:, leading].any(axis=0).sum()),
-        grains_mapped=len(means),
-        grains_false=int((~close.any(axis=1)).sum()),
-        misorientation_deg=float(np.median(apart[right])) if right.any() else float("nan"),
+        grains_found=int(close.any(axis=0).sum()),
+        pieces=len(means),
+        misorientation_deg=float(np.median(apart[met])) if met.any() else float("nan"),
     )

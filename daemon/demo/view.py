@@ -112,7 +112,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Print a line."""
-        self._console.print(Text(text))
+        self._console.print(Text(text), soft_wrap=True)
 
     def result(self, result: LaueResult) -> None:
         """Print a line a crystal, each material in its colour."""
