@@ -90,8 +90,8 @@ def _one_run(
 ) -> None:
     folder.mkdir()
     (folder / "geometry.det").write_bytes((source / "geometry.det").read_bytes())
-    # As fast as it takes them: enough frames for about as long, at what it is thought to do.
-    count = int(seconds * (rate_hz or 1.3 * OFFERED_HZ))
+    # As fast as it takes them: enough frames for about as long, at twice what was asked.
+    count = int(seconds * (rate_hz or 2 * ASKED_HZ))
     address = f"tcp://127.0.0.1:{_free_port()}"
     with _daemon(folder, address) as (process, control):
         watch = _MemoryWatch(process.pid)

@@ -249,6 +249,7 @@ class Daemon:
             stream.stop()
         self._drain(begin + self.config.daemon.stop_timeout_s)
         self._dispatcher.stop(FLUSH_S)
+        self._drop_waiting()
         for stream in self.streams.values():
             if stream.aggregation is not None:
                 stream.aggregation.stop(FLUSH_S)
@@ -268,15 +269,18 @@ class Daemon:
                 return
             time.sleep(0.02)
         log.warning("what has not been computed by now is dropped")
-        for stream in streams:
-            stream.intake.close()
-            for dropped in stream.intake.drain("the daemon stopped"):
-                self._ledger.end(dropped.item.frame.key, "dropped", dropped.reason)
+        self._drop_waiting()
         self._outbox.unblock()
         self._executor.close()
         for stream in streams:
             if not stream.join(1.0):
                 log.error("%s: the source does not stop", stream.name)
+
+    def _drop_waiting(self) -> None:
+        for stream in self.streams.values():
+            stream.intake.close()
+            for dropped in stream.intake.drain("the daemon stopped"):
+                self._ledger.end(dropped.item.frame.key, "dropped", dropped.reason)
 
     # What the outside hears.
 

@@ -59,7 +59,7 @@ class Dispatcher:
     @property
     def calm(self) -> bool:
         """Whether no frame waits or is computed."""
-        return self._outstanding == 0 and not any(len(s.intake) for s in self._streams)
+        return self._outstanding == 0 and not any(len(s.intake) for s in self._by_name.values())
 
     def stop(self, timeout: float) -> bool:
         """Stop after what is outstanding; return whether it did."""
@@ -75,7 +75,7 @@ class Dispatcher:
                 self._wake.wait(0.05)
                 self._wake.clear()
                 while self._collect() or self._feed():
-                    pass
+                    self._close_series()
                 self._close_series()
             self._close_series()
         except Exception as error:

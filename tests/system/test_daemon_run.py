@@ -251,6 +251,25 @@ def test_without_workers_it_computes_itself(tmp_path: Path) -> None:
         assert daemon.counts()["done"] == 30
 
 
+def test_a_series_is_closed_while_another_stream_keeps_the_daemon_busy(tmp_path: Path) -> None:
+    with DaemonProcess(tmp_path) as daemon:
+        busy = """
+[streams.t]
+source = {type = "testkit.sources", frames = 10000000}
+pipeline = {type = "testkit.slow_pipeline"}
+"""
+        text = daemon.config_path.read_text().replace("workers = 2", "workers = 0\nstop_timeout_s = 0.5")
+        daemon.config_path.write_text(text + busy)
+        daemon.start()
+        daemon.feed(["start", "1/a", 5])
+        daemon.images("1/a", range(5))
+        daemon.feed(["end", "1/a"])
+        (closed,) = eventually(lambda: daemon.events("closed"))
+        assert closed["counts"]["done"] == 5
+        assert daemon.stop() == 0
+        assert daemon.audit() == []
+
+
 def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "grainwatch", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment(), cwd=cwd)
