@@ -119,6 +119,7 @@ class Daemon:
         undo.callback(self._outbox.stop, FLUSH_S)
         self._outbox.start()
         self._control.start()
+        log.info("warming the pipelines in %s", _places(config.daemon.workers))
         self._executor = self._make_executor()
         undo.callback(self._executor.close)
         self._executor.start()
@@ -354,6 +355,10 @@ class Daemon:
                 for row, counts in self._ledger.latest(limit)
             ]
         }
+
+
+def _places(workers: int) -> str:
+    return f"{workers} worker processes" if workers else "this process"
 
 
 def _open(plugin: Plugin, make: Callable[[], T]) -> T:
