@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 import zmq
@@ -46,11 +47,11 @@ class Block:
 
 def blocks(document: Path) -> list[Block]:
     fence = re.compile(
-        r"(?:^<!-- docs-test: (?P<mark>[^>]*?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
+        r"(?:^<!-- docs-test: (?P<mark>[^>]*?) -->\n)?^ *```(?P<language>\w*)\n(?P<text>.*?)^ *```$",
         re.MULTILINE | re.DOTALL,
     )
     found = fence.finditer(document.read_text(encoding="utf-8"))
-    return [Block(m["language"], m["text"], m["mark"] or "") for m in found]
+    return [Block(m["language"], dedent(m["text"]), m["mark"] or "") for m in found]
 
 
 def documents() -> list[Path]:
@@ -135,11 +136,15 @@ def script_of(document: Path, ports: dict[str, str]) -> str:
             for command in block.commands:
                 lines += [f"echo '$ {command.replace(chr(39), chr(34))}'", command]
                 if " init " in command:
-                    lines.append("sed -i " + " ".join(f"-e 's/:{a}/:{b}/'" for a, b in ports.items()) + " *.toml")
+                    lines.append(
+                        "sed -i " + " ".join(f"-e 's/:{a}/:{b}/'" for a, b in ports.items()) + " *.toml"
+                    )
         elif block.mark == "run" and block.language == "python":
             lines.append(f"python - <<'END_OF_BLOCK'\n{block.text}END_OF_BLOCK")
         elif block.mark.startswith("file "):
-            lines.append(f"cat > {block.mark.removeprefix('file ')} <<'END_OF_BLOCK'\n{block.text}END_OF_BLOCK")
+            lines.append(
+                f"cat > {block.mark.removeprefix('file ')} <<'END_OF_BLOCK'\n{block.text}END_OF_BLOCK"
+            )
     text = "\n".join(lines) + "\n"
     for port, other in ports.items():
         text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{other}")
@@ -153,7 +158,8 @@ def run(script: str, folder: Path, timeout_s: float = 120.0) -> str:
             (folder / shown).symlink_to(ROOT / shown)
     activate = folder / ".venv" / "bin" / "activate"
     activate.parent.mkdir(parents=True, exist_ok=True)
-    activate.write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
+    activate.touch()
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     log = folder / "output.txt"
     with log.open("wb") as output:
         shell = subprocess.Popen(
@@ -162,30 +168,28 @@ def run(script: str, folder: Path, timeout_s: float = 120.0) -> str:
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+            env={**environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
             start_new_session=True,
         )
         try:
             status = shell.wait(timeout_s)
         finally:
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(shell.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
     text = log.read_text(encoding="utf-8", errors="replace")
     assert status == 0, text
     return text
 
 
 @pytest.fixture(scope="module")
-def tour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+def tour(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The first steps, run; the folder that they leave, and all that was printed."""
     folder = tmp_path_factory.mktemp("first-steps")
     with zmq.Context() as context, context.socket(zmq.REP) as a, context.socket(zmq.REP) as b:
         free = [a.bind_to_random_port("tcp://127.0.0.1"), b.bind_to_random_port("tcp://127.0.0.1")]
     # A subscriber looks for missed messages one port above the results.
     ports = dict(zip(PORTS, map(str, (free[0], free[1], free[1] + 1)), strict=True))
-    yield folder / "tour", run(script_of(FIRST_STEPS, ports), folder)
+    return folder / "tour", run(script_of(FIRST_STEPS, ports), folder)
 
 
 @pytest.mark.system
