@@ -139,6 +139,7 @@ def test_a_bright_crystal_among_twenty_thousand_peaks_is_found() -> None:
         {"angle_tolerance_deg": 0.0},
         {"match_radius_px": -1.0},
         {"match_radius_px": float("nan")},
+        {"match_radius_px": 17.0},
         {"max_strain": 0.0},
         {"max_crystals": 0},
         {"min_matched": 3},
