@@ -140,8 +140,8 @@ class LaueAnalysis:
         off = int(np.count_nonzero(((xy < -1.0) | (xy > (columns, rows))).any(axis=1)))
         if off > _MOST_OFF_DETECTOR * len(xy):
             raise BadFrame(
-                f"{source}: {off} of {len(xy)} peaks lie off the detector of {rows} rows and {columns} columns:"
-                " give the calibration of this detector"
+                f"{source}: {off} of {len(xy)} peaks lie off the detector of {rows} rows and {columns}"
+                " columns: give the calibration of this detector"
             )
 
     def _publish(self, found: IndexedCrystal) -> Crystal:
