@@ -17,6 +17,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 from testkit.laue import (
+    ARAGONITE,
     AREA,
     CALIBRATION,
     misorientation_deg,
@@ -277,3 +278,23 @@ def test_names_that_stand_for_nothing(folder: Path, capsys: pytest.CaptureFixtur
     status, _, err = run(capsys, *common(folder))
     assert status == 2
     assert "files" in err
+
+
+def test_a_material_from_a_cif(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Aragonite as other programs write it: sites by label and symbol, a group of another setting.
+    sites = "\n".join(f"{s.element}{i} {s.element} {s.x} {s.y} {s.z}" for i, s in enumerate(ARAGONITE.sites))
+    lengths = "\n".join(f"_cell_length_{k} {v}" for k, v in zip("abc", ARAGONITE.cell_A_deg, strict=False))
+    angles = "\n".join(f"_cell_angle_{k} 90" for k in ("alpha", "beta", "gamma"))
+    loop = "loop_\n_atom_site_label\n_atom_site_type_symbol\n" + "\n".join(
+        f"_atom_site_fract_{k}" for k in "xyz"
+    )
+    group = "_symmetry_space_group_name_H-M 'P m c n'"
+    (folder / "aragonite.cif").write_text("\n".join(["data_aragonite", lengths, angles, group, loop, sites]))
+    write_peaks(folder / "aragonite.cor", simulated("aragonite", TRUTH[:1], seed=1).xy_px)
+    options = ["-m", folder / "aragonite.cif", "-m", "Cu", "-g", folder / "c.det"]
+    status, (line,), _ = run(capsys, folder / "aragonite.cor", *options)
+    assert status == 0
+    (crystal,) = line["crystals"]
+    found = np.array(crystal["UB"]) @ np.linalg.inv(ARAGONITE.B0)
+    assert misorientation_deg(found, TRUTH[0], ARAGONITE) < 0.02
+    assert "aragonite" in crystal["material"]

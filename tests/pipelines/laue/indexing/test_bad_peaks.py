@@ -66,7 +66,7 @@ def test_peaks_in_a_regular_figure_are_no_crystal(name: str, shape: str) -> None
 @pytest.mark.parametrize("peaks", [60, 150, 600])
 def test_random_peaks_are_no_crystal(name: str, peaks: int) -> None:
     rng = np.random.default_rng(peaks)
-    for _ in range(3):
+    for _ in range(1 if peaks == 600 else 3):
         assert indexer(name).index(random_positions(peaks, AREA, rng)) == []
 
 

@@ -307,3 +307,47 @@ def test_other_energy_bands(name: str, band: tuple[float, float]) -> None:
         truths = random_turns(2, seed)
         returned = there.index(simulated(name, truths, seed, energy_keV=band).xy_px)
         assert found_and_false(returned, there.phases, [name] * 2, truths) == (2, 0)
+
+
+@pytest.mark.parametrize("name", ["Cu", "Ti"])
+def test_weak_crystals_beside_strong_ones(name: str) -> None:
+    truths = random_turns(6, seed=14)
+    pattern = simulated(name, truths, seed=14, volumes=np.logspace(0, -3, 6))
+    check(indexer(name).index(pattern.xy_px), [name] * 6, truths)
+
+
+def test_many_crystals() -> None:
+    truths = random_turns(20, seed=15)
+    check(indexer("Cu").index(simulated("Cu", truths, seed=15).xy_px), ["Cu"] * 20, truths)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [{"dd_mm": 80.0}, {"xbet_deg": 0.8}, {"dd_mm": 79.3, "ycen_px": 934.2, "xbet_deg": 0.3}],
+    ids=lambda error: " ".join(error),
+)
+@pytest.mark.parametrize("name", ["Cu", "ZrO2"])
+def test_a_calibration_that_is_a_little_wrong_hides_no_crystal(name: str, error: dict[str, float]) -> None:
+    wrong = indexer(name, calibration=CALIBRATION.with_parameters(**error))
+    for seed in range(3):
+        truths = random_turns(2, seed)
+        returned = wrong.index(simulated(name, truths, seed).xy_px)
+        # The crystals turn with the detector: half of its angle.
+        assert found_and_false(returned, wrong.phases, [name] * 2, truths, within_deg=0.5) == (2, 0)
+
+
+def test_spots_that_are_blurred_want_a_larger_radius() -> None:
+    truths = random_turns(2, seed=16)
+    xy = simulated("Ti", truths, seed=16, noise_px=1.5).xy_px
+    wide = Indexer(indexer("Ti").phases, IndexingParameters(match_radius_px=6.0))
+    assert found_and_false(wide.index(xy), wide.phases, ["Ti"] * 2, truths) == (2, 0)
+    usual = indexer("Ti").index(xy)
+    assert found_and_false(usual, wide.phases, ["Ti"] * 2, truths)[1] == 0
+
+
+@pytest.mark.parametrize("name", ["Cu", "Ti"])
+def test_split_peaks_are_no_second_crystal(name: str) -> None:
+    truths = random_turns(2, seed=18)
+    xy = simulated(name, truths, seed=18).xy_px
+    split = np.stack([xy, xy + np.array([2.5, 1.0])], axis=1).reshape(-1, 2)
+    check(indexer(name).index(split), [name] * 2, truths)
