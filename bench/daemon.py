@@ -33,7 +33,7 @@ from pipelines.results_files import read_results, results_files
 WORKERS = 2
 ASKED_HZ = 12.0
 ASKED_GIB = 1.5
-START_S = 60.0
+START_S = 120.0
 TICK = os.sysconf("SC_CLK_TCK")
 
 
