@@ -140,7 +140,7 @@ def _report_case(
         f"{label}: median misorientation, 0.2 px noise",
         float(np.median(miso)) if miso else float("nan"),
         "deg",
-        at_most=0.01,
+        at_most=0.01 if material == "Cu" and not report.quick else None,
         peer="0.006-0.011 deg (LaueTools, published)" if material == "Cu" else "",
         data={"misorientation_deg": miso},
     )
@@ -210,8 +210,8 @@ def _strain(report: Report, indexer: Indexer) -> None:
         report.add(
             f"(estimate - truth)/sigma of {what}, standard deviation",
             float(np.std(z)),
-            at_least=0.9,
-            at_most=1.1,
+            at_least=None if report.quick else 0.9,  # 40 patterns scatter by more than 0.1
+            at_most=None if report.quick else 1.1,
             peer="no peer gives a sigma",
             conditions=f"{len(values)} of {count} strained Cu patterns (1e-3), 0.2 px, seed {report.seed}",
             data={"z": z.tolist()},

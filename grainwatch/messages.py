@@ -199,8 +199,8 @@ class LaueResult(Message, frozen=True, tag="grainwatch.laue/1", kw_only=True):
 class MapPoint(msgspec.Struct, frozen=True):
     """What a map holds at one grid point for one crystal, best crystal first.
 
-    `rank` 0 is the crystal with most spots. `quaternion` as in `Crystal`; `strain_sample` is its
-    (xx, yy, zz, yz, xz, xy).
+    `rank` 0 is the crystal whose spots are brightest together. `quaternion` as in `Crystal`;
+    `strain_sample` is its (xx, yy, zz, yz, xz, xy).
     """
 
     grid_index: tuple[int, ...]

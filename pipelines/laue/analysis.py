@@ -162,7 +162,8 @@ class LaueAnalysis:
             lab_strain = rotation @ found.strain @ rotation.T
             strain_sample = to_sample @ lab_strain @ to_sample.T
             sigma = strain_sigma(found.covariance, to_crystal @ rotation.T)
-            if np.abs(strain_crystal).max() > self.settings.indexing.max_strain:
+            # The largest principal strain: a component depends on the frame it is written in.
+            if np.abs(np.linalg.eigvalsh(found.strain)).max() > self.settings.indexing.max_strain:
                 flags.append("unphysical_strain")
             if not np.all(sigma < UNPHYSICAL_SIGMA):
                 flags.append("uncertain_strain")

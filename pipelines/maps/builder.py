@@ -163,7 +163,8 @@ class MapBuilder:
         return place, sum(i * stride for i, stride in zip(place, self._strides, strict=True))
 
     def _entries(self, result: LaueResult) -> list[_Entry]:
-        ranked = sorted(result.crystals, key=lambda crystal: -crystal.spots_matched)
+        intensity = result.peaks.numpy()[:, 2]
+        ranked = sorted(result.crystals, key=lambda crystal: _weight(crystal, intensity), reverse=True)
         return [self._entry(result.key.frame, rank, crystal) for rank, crystal in enumerate(ranked)]
 
     def _entry(self, frame: int, rank: int, crystal: Crystal) -> _Entry:
@@ -354,3 +355,10 @@ class MapBuilder:
             which = full & (materials == material)
             means[which] = to_fundamental_zone(vectors[which, :, -1], self._groups[material])
         return [(w, x, y, z) for w, x, y, z in means.tolist()]
+
+
+def _weight(crystal: Crystal, intensity: FloatArray) -> tuple[float, int]:
+    # How much of the beam a crystal has: the light of its spots; where the peaks have none, their number.
+    spots = crystal.spot_indices.numpy()
+    known = spots[(spots >= 0) & (spots < len(intensity))]
+    return float(np.sum(intensity[known])), crystal.spots_matched
