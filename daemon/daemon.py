@@ -370,4 +370,7 @@ def _open(plugin: Plugin, make: Callable[[], T]) -> T:
         message = str(error)
         if plugin.where in message:
             raise ConfigError(message) from error
+        file, _, table = plugin.where.partition(": ")
+        if message.startswith(table):
+            raise ConfigError(f"{file}: {message}") from error
         raise ConfigError(f"{plugin.where}: {message}") from error

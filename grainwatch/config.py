@@ -7,6 +7,7 @@ struct, so a new detector brings its keys with it. Errors name the key and what 
 from __future__ import annotations
 
 import hashlib
+import re
 import tomllib
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -204,6 +205,8 @@ def convert(table: Any, kind: type[Any], where: str) -> Any:
         key = path.rstrip("`").removeprefix("$").removeprefix(".")
         if what.startswith("Invalid enum value"):
             what += _choices(kind, key)
+        if what.startswith("Object contains unknown field"):
+            what += _known_keys(kind, key)
         at = where if not key else f"{where}.{key}" if ": " in where else f"{where}: {key}"
         raise ConfigError(f"{at}: {what}") from error
 
@@ -214,6 +217,15 @@ def _choices(kind: Any, key: str) -> str:
         kind = get_type_hints(kind).get(part) if isinstance(kind, type) else None
     choices = get_args(kind)
     return f", expected one of {', '.join(map(repr, choices))}" if choices else ""
+
+
+def _known_keys(kind: Any, key: str) -> str:
+    """Return the keys of the table at `key` ("intake"), for an error, where it is one."""
+    for part in filter(None, key.split(".")):
+        kind = get_type_hints(kind).get(part) if isinstance(kind, type) else None
+    if not (isinstance(kind, type) and issubclass(kind, Table)):
+        return ""
+    return f", expected {', '.join(kind.__struct_fields__)}"
 
 
 def load_plugin(group: str, name: str, where: str) -> ModuleType:
@@ -251,6 +263,11 @@ def plugin_config(group: str, table: dict[str, Any], where: str) -> tuple[Module
 
 def _check_values(config: Config, where: str) -> None:
     checks = [
+        (
+            0 < len(config.daemon.name) <= 64
+            and re.search(r"[\x00-\x1f\x7f/\\]", config.daemon.name) is None,
+            f"daemon.name: expected 1 to 64 characters without slashes, got {config.daemon.name!r}",
+        ),
         (config.daemon.workers >= 0, "daemon.workers: expected 0 or more"),
         (config.daemon.start_timeout_s > 0, "daemon.start_timeout_s: expected more than 0"),
         (config.daemon.compute_timeout_s > 0, "daemon.compute_timeout_s: expected more than 0"),

@@ -24,7 +24,7 @@ def warm(
     ] = None,
 ) -> None:
     """Fill the cache of compiled kernels ($GRAINWATCH_CACHE_DIR or ~/.cache/grainwatch)."""
-    folder = Path(os.environ["NUMBA_CACHE_DIR"])
+    folder = Path(os.environ["NUMBA_CACHE_DIR"]).absolute()
     _check_writable(folder)
     begin, before = time.perf_counter(), _kernels(folder)
     modules = 0

@@ -29,6 +29,7 @@ class SinkRunner:
     """A sink, the edge before it and the thread that it runs in.
 
     A sink with a method ``path(series_uid)`` writes files: `located` is told where each series is.
+    One with an attribute ``fault`` says there what keeps it from its work, "" when nothing does.
     """
 
     def __init__(self, name: str, sink: Sink, table: EdgeTable, located: Callable[[str, Path], None]) -> None:
@@ -36,10 +37,15 @@ class SinkRunner:
         self._path: Callable[[str], Path | None] | None = getattr(sink, "path", None)
         self._located = located
         self.edge: Edge[SinkEvent] = Edge(f"sink {name}", table, weigh=_payload_bytes)
-        self.last_error = ""
+        self._raised = ""
         self._sink = sink
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"sink-{name}", daemon=True)
+
+    @property
+    def last_error(self) -> str:
+        """What is wrong with it now, or what it raised last."""
+        return str(getattr(self._sink, "fault", "")) or self._raised
 
     def start(self) -> None:
         """Start the thread."""
@@ -82,9 +88,9 @@ class SinkRunner:
             call()
         except Exception as error:
             said = f"cannot {what}: {type(error).__name__}: {error}"
-            if said != self.last_error:
+            if said != self._raised:
                 log.exception("sink %s %s", self.name, said)
-            self.last_error = said
+            self._raised = said
 
 
 class Outbox:

@@ -118,6 +118,20 @@ class Publisher:
         self._zmq.term()
 
 
+def check(config: Config, where: str = "") -> None:
+    """Check the numbers; `where` leads the error.
+
+    Raises
+    ------
+    ConfigError
+        If one is out of range.
+    """
+    for name in ("high_water_mark", "ring_messages", "ring_mib"):
+        if getattr(config, name) < 1:
+            at = f"{where}.{name}" if where else name
+            raise ConfigError(f"{at}: expected 1 or more, got {getattr(config, name)}")
+
+
 def open_sink(config: Config, context: SinkContext) -> Publisher:
     """Bind the sockets and return the sink.
 
@@ -126,9 +140,7 @@ def open_sink(config: Config, context: SinkContext) -> Publisher:
     ConfigError
         If an address cannot be bound, or a number is out of range.
     """
-    for name in ("high_water_mark", "ring_messages", "ring_mib"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name}: expected 1 or more, got {getattr(config, name)}")
+    check(config)
     return Publisher(config, context)
 
 

@@ -66,6 +66,8 @@ class ResultsFileSink:
         How often the disk refused.
     lost_messages : int
         Messages that are in no file because it refused for too long.
+    fault : str
+        Why results cannot be written at present, "" when they can; afterwards, how many are lost.
     """
 
     def __init__(self, config: Config, context: SinkContext) -> None:
@@ -78,6 +80,7 @@ class ResultsFileSink:
         self._flushed = time.monotonic()
         self.write_errors = 0
         self.lost_messages = 0
+        self.fault = ""
 
     def handle(self, events: list[SinkEvent]) -> None:
         """Take events; they are in the file within `flush_s`."""
@@ -160,6 +163,9 @@ class ResultsFileSink:
             series.writer.strand()
         if series.lost:
             log.error("%d results of series %s are in no file", series.lost, series.opened.series_uid)
+        if series.complained:
+            series.complained = False
+            self._all_well()
 
     def _start_part(self, series: _Series) -> None:
         """Begin the next file of a series, with what could not be written before."""
@@ -194,7 +200,8 @@ class ResultsFileSink:
                 log.warning(
                     "results of series %s are written again, to %s", series.opened.series_uid, writer.path
                 )
-            series.complained = False
+                series.complained = False
+                self._all_well()
             series.retry_s = self._retry_s
         return True
 
@@ -202,14 +209,18 @@ class ResultsFileSink:
         self.write_errors += 1
         series.retry_at = time.monotonic() + series.retry_s
         series.retry_s = min(2 * series.retry_s, LONGEST_RETRY_S)
+        self.fault = (
+            f"results of series {series.opened.series_uid} cannot be written to the folder {self._folder}:"
+            f" {_first_line(error)}; they wait"
+        )
         if not series.complained:
             series.complained = True
-            log.error(
-                "results of series %s cannot be written to the folder %s: %s; they wait",
-                series.opened.series_uid,
-                self._folder,
-                _first_line(error),
-            )
+            log.error("%s", self.fault)
+
+    def _all_well(self) -> None:
+        if not any(series.complained for series in self._series.values()):
+            lost = self.lost_messages
+            self.fault = f"{lost} results are in no file, because it could not be written" if lost else ""
 
     def _drop_writer(self, series: _Series) -> None:
         """Let go of a file that cannot be written; what it held in memory goes to the next part."""
@@ -244,6 +255,23 @@ class _Series:
         self.lost = 0
 
 
+def check(config: Config, where: str = "") -> None:
+    """Check the numbers; `where` leads the error.
+
+    Raises
+    ------
+    ConfigError
+        If one is out of range.
+    """
+    at = f"{where}." if where else ""
+    if not 0.0 < config.flush_s <= 1.0:
+        raise ConfigError(f"{at}flush_s: expected more than 0 and at most 1 second, got {config.flush_s}")
+    if not config.retry_s > 0.0:
+        raise ConfigError(f"{at}retry_s: expected more than 0, got {config.retry_s}")
+    if config.reserve_mib < 1:
+        raise ConfigError(f"{at}reserve_mib: expected 1 or more, got {config.reserve_mib}")
+
+
 def open_sink(config: Config, context: SinkContext) -> ResultsFileSink:
     """Check the folder and return the sink.
 
@@ -252,12 +280,7 @@ def open_sink(config: Config, context: SinkContext) -> ResultsFileSink:
     ConfigError
         If the folder cannot be made or written to, or a number is out of range.
     """
-    if not 0.0 < config.flush_s <= 1.0:
-        raise ConfigError(f"flush_s: expected more than 0 and at most 1 second, got {config.flush_s}")
-    if config.retry_s <= 0.0:
-        raise ConfigError(f"retry_s: expected more than 0, got {config.retry_s}")
-    if config.reserve_mib < 1:
-        raise ConfigError(f"reserve_mib: expected 1 or more, got {config.reserve_mib}")
+    check(config)
     folder = Path(config.folder)
     probe = folder / f".{context.daemon_name}{UNFINISHED_SUFFIX}"
     try:

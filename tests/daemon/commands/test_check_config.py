@@ -114,3 +114,20 @@ def test_the_command_ends_with_good_or_with_one_line(good: Path) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("[sinks.hdf5]", "[sinks.hdf5]\nflush_s = 7.0", r"sinks\.hdf5\.flush_s: expected more than 0"),
+        ("[sinks.zmq]", "[sinks.zmq]\nring_mib = 0", r"sinks\.zmq\.ring_mib: expected 1 or more"),
+        ("[sinks.hdf5]", "[sinks.hdf5]\nedge.depth = 0", r"sinks\.hdf5\.edge: depth: expected 1 or more"),
+        ("[sinks.hdf5]", "[sinks.hdf5]\nfodler = 'x'", r"`fodler`, expected folder, flush_s"),
+        ("[daemon]", "[daemon]\nname = 'a/b'", r"daemon\.name: expected 1 to 64 characters"),
+        ("keep_every = 5", "mib = 0", r"intake: mib: expected 1 or more"),
+    ],
+)
+def test_what_run_would_refuse_is_refused(good: Path, before: str, after: str, words: str) -> None:
+    good.write_text(good.read_text().replace(before, after))
+    with pytest.raises(ConfigError, match=words):
+        describe(*read_config(good), str(good))

@@ -273,12 +273,13 @@ def test_a_disk_that_is_nearly_full_is_left_alone_until_there_is_room(
         sink.handle([published(result)])
         time.sleep(0.005)
     assert [r.levelname for r in caplog.records] == ["ERROR"]
+    assert "cannot be written to the folder" in sink.fault
     sink._reserve_bytes = reserve
     sink.handle([*map(published, results[20:]), SeriesClosed("laue", UID, STARTED + 9, {})])
     sink.close()
     (path,) = results_files(tmp_path)
     assert list(read_results(path)) == results
-    assert sink.lost_messages == 0
+    assert (sink.lost_messages, sink.fault) == (0, "")
 
 
 def test_maps_are_stored_and_health_is_not(
