@@ -79,10 +79,7 @@ class _Account:
 
 @dataclass(slots=True, eq=False)
 class Series:
-    """A series in the ledger's memory. `uid` "" collects messages that belong to no series.
-
-    Frames can be missing from the channels in `expected` alone.
-    """
+    """A series in memory. `uid` "" collects what belongs to none; frames are missing only in `expected`."""
 
     row: int
     stream: str
@@ -283,9 +280,8 @@ class Ledger:
         Such are a repeat, a late image, a message without a number. One of a channel that has no
         account counts in that of the first channel.
         """
-        account = series.accounts.get(channel) or next(iter(series.accounts.values()), None)
-        if account is None:
-            account = self._account(series, "")
+        known = channel if channel in series.accounts else next(iter(series.accounts), "")
+        account = self._account(series, known)
         with self._lock:
             account.counts["received"] += 1
             account.counts[state] += 1
@@ -400,8 +396,7 @@ class Ledger:
                 if e.state == "lost" and e.first is not None and e.last is not None:
                     account.lost.add_range(e.first, e.last)
             series.accounts[found.channel] = account
-        # The file does not say which were announced; of the others few have an account.
-        series.expected = set(series.accounts)
+        series.expected = set(series.accounts)  # the file does not say which were announced
         self._series[row.stream, row.uid] = series
         return series
 
@@ -444,6 +439,8 @@ class Ledger:
             batch = [(a, dict(a.counts), *_take_new(a)) for a in self._dirty]
             self._dirty = set()
             to_close, self._to_close = self._to_close, []
+            # What is in memory may still get arrivals, however long ago it ended.
+            keep = {series.row for series in self._series.values()}
         forget = time.monotonic() >= self._next_forget
         try:
             self._reserve()
@@ -459,7 +456,7 @@ class Ledger:
             for row, ended in to_close:
                 self._store.set_ended(row, ended)
             if forget:
-                self._store.forget(time.time() - self._keep_s)
+                self._store.forget(time.time() - self._keep_s, keep)
             self._store.commit()
         except sqlite3.Error as error:
             self._put_back(batch, to_close)

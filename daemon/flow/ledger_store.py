@@ -9,7 +9,7 @@ same end share a row), `meta`.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -274,9 +274,16 @@ class LedgerStore:
         """Remove the missing frames of an account whose series goes on."""
         self._db.execute("DELETE FROM exceptions WHERE account = ? AND state = 'missing'", (account,))
 
-    def forget(self, before: float) -> int:
-        """Delete the series that ended before `before` (UTC seconds); return how many."""
-        old = [r[0] for r in self._db.execute("SELECT id FROM series WHERE ended < ?", (before,))]
+    def forget(self, before: float, keep: Collection[int] = ()) -> int:
+        """Delete the series that ended before `before` (UTC seconds), but for the rows in `keep`.
+
+        Returns
+        -------
+        int
+            How many.
+        """
+        ended = self._db.execute("SELECT id FROM series WHERE ended < ?", (before,)).fetchall()
+        old = [row for (row,) in ended if row not in keep]
         for series in old:
             mine = "account IN (SELECT id FROM accounts WHERE series = ?)"
             self._db.execute(f"DELETE FROM ranges WHERE {mine}", (series,))

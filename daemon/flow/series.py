@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from daemon.flow.ledger import Ledger, Series
+from daemon.flow.log_limit import LogLimit
 from daemon.flow.scan import GridWalk
 from daemon.sinks.base import SeriesOpened
 from daemon.sources.base import Arrival, Bad, Event, Exhausted, SeriesEnd, SeriesStart
@@ -80,6 +81,7 @@ class SeriesTracker:
         self.stream = stream
         self.last_error = ""
         self.last_error_at = 0.0  # monotonic
+        self._complaints = LogLimit(log, stream)
         self._ledger = ledger
         self._scan = scan
         self._opened = opened
@@ -295,7 +297,7 @@ class SeriesTracker:
         news = what.split(":")[-1] != self.last_error.split(":")[-1]
         self.last_error, self.last_error_at = what, time.monotonic()
         if news:
-            log.warning("%s: %s", self.stream, what)
+            self._complaints.warning("%s: %s", self.stream, what)
 
 
 def _number_error(series: Series, frame: int) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from daemon.flow.aggregation import Aggregation
 from daemon.flow.edge import Edge
 from daemon.flow.ledger import Ledger
+from daemon.flow.log_limit import LogLimit
 from daemon.flow.plugins import PipelinePlugin
 from daemon.flow.series import SeriesTracker, Taken
 from daemon.sources.base import Exhausted, Source
@@ -50,6 +51,7 @@ class Stream:
         self.exhausted = False
         self.fault = ""
         self._source: Source | None = None
+        self._complaints = LogLimit(log, name)
         self._ledger = ledger
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._receive, name=f"receive-{name}", daemon=True)
@@ -87,7 +89,7 @@ class Stream:
         """Count a failed frame and keep its reason for `status`."""
         self._settled += 1
         if reason != self._last_error.partition(": ")[2]:
-            log.warning("%s: frame %d failed: %s", self.name, frame, reason)
+            self._complaints.warning("%s: frame %d failed: %s", self.name, frame, reason)
         self._last_error, self._last_error_at = f"frame {frame}: {reason}", time.monotonic()
 
     def health(self) -> StreamHealth:

@@ -230,6 +230,20 @@ def test_old_series_are_forgotten(path: Path) -> None:
     assert audit(path) == []
 
 
+def test_what_may_still_get_arrivals_is_not_forgotten_however_old(path: Path) -> None:
+    ledger = Ledger(path, keep_days=1.0)
+    stray = ledger.no_series("s")
+    ledger.beside(stray, "", None, "failed", "garbage")
+    ledger._flush()
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE series SET ended = ended - 100000")
+    ledger._next_forget = 0.0
+    ledger.beside(ledger.no_series("s"), "", None, "failed", "more garbage")
+    ledger.close()
+    assert rows(path, "accounts") == 1
+    assert audit(path) == []
+
+
 def test_the_memory_of_ended_series_is_bounded_and_their_counts_stay(path: Path) -> None:
     ledger = Ledger(path)
     for _ in range(100):
