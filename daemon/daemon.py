@@ -61,7 +61,7 @@ class Daemon:
         self._raw = raw
         self._hash = config_hash
         self._where = where
-        self._state_dir = Path(config.daemon.state_dir)
+        self._state_dir = Path(config.daemon.state_dir).absolute()
         self._state = "starting"
         self._started = time.monotonic()
         self._stop_asked = threading.Event()

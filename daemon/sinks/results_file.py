@@ -71,7 +71,7 @@ class ResultsFileSink:
     """
 
     def __init__(self, config: Config, context: SinkContext) -> None:
-        self._folder = Path(config.folder)
+        self._folder = Path(config.folder).absolute()
         self._flush_s = config.flush_s
         self._retry_s = config.retry_s
         self._reserve_bytes = config.reserve_mib * 1024 * 1024
@@ -281,7 +281,7 @@ def open_sink(config: Config, context: SinkContext) -> ResultsFileSink:
         If the folder cannot be made or written to, or a number is out of range.
     """
     check(config)
-    folder = Path(config.folder)
+    folder = Path(config.folder).absolute()
     probe = folder / f".{context.daemon_name}{UNFINISHED_SUFFIX}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
