@@ -30,6 +30,13 @@ from pipelines.laue.crystal import Material
 from pipelines.laue.geometry import Calibration, DetectorArea
 from pipelines.laue.indexing.indexer import Indexer
 from pipelines.laue.indexing.parameters import IndexingParameters, Phase
+from pipelines.laue.indexing.refine import (
+    ROTATION_AND_STRAIN,
+    decompose,
+    depth_shift,
+    refine,
+    strain_sigma,
+)
 from pipelines.laue.lauetools_files import FRAME_SHAPES
 
 FloatArray = npt.NDArray[np.float64]
@@ -48,6 +55,7 @@ _DEPTH_SIGMAS = 5.0
 _BEYOND_DOUBT = -60.0
 _ACCEPT = math.log(1e-5)
 _MOST_SPOTS = 2000
+_BRIGHTEST = 40
 
 
 class CalibrationError(ValueError):
@@ -99,6 +107,8 @@ class CalibrationSettings:
         are smeared.
     max_dd_change, max_centre_px, max_tilt_deg : float
         Refused beyond: relative change of dd, shift of the centre, change of a tilt from the start.
+    min_bright_share : float
+        Share of the brightest 40 peaks that must be the crystal's.
     max_rival : float
         A second crystal with more than this share of the first one's spots is refused.
     depth : bool
@@ -113,6 +123,7 @@ class CalibrationSettings:
     max_dd_change: float = 0.2
     max_centre_px: float = 300.0
     max_tilt_deg: float = 5.0
+    min_bright_share: float = 0.5
     max_rival: float = 0.4
     depth: bool = True
 
@@ -154,6 +165,10 @@ class CalibrationFit:
         Mean residual of all matched spots, outliers included.
     log_false : float
         ln of the expected number of chance crystals as good.
+    strain, strain_sigma : (3, 3) float64
+        Deviatoric strain in the frame of B0 that the spots would show with this calibration, and its
+        standard deviations. Far from zero it means that the crystal was not free of strain, or that
+        the detector is not flat; a calibration takes up part of a strain, so the true one is larger.
     rival_spots : int
         Spots of the strongest other crystal of the material among the rest; 0 without one.
     """
@@ -172,7 +187,9 @@ class CalibrationFit:
     expected: int
     mean_matched_px: float
     log_false: float
-    rival_spots: int = 0
+    strain: FloatArray = field(repr=False)
+    strain_sigma: FloatArray = field(repr=False)
+    rival_spots: int
 
     @property
     def mean_residual_px(self) -> float:
@@ -270,8 +287,8 @@ class Calibrator:
             raise CalibrationError("peak positions hold values that are not numbers")
         if len(xy) < s.min_spots:
             raise CalibrationError(
-                f"{len(xy)} peaks are too few, at least {s.min_spots} of one crystal are needed: expose longer,"
-                " lower the threshold, or check that the sample is in the beam"
+                f"{len(xy)} peaks are too few, at least {s.min_spots} of one crystal are needed: expose"
+                " longer, lower the threshold, or check that the sample is in the beam"
             )
         sky = Sky(self._phase, xy)
         found = self._search(sky)
@@ -385,6 +402,7 @@ class Calibrator:
         xy = sky.xy[used.spot]
         covariance, residual = self._covariance(geometry, sky.g(used), xy, energy)
         matches = sky.match(geometry, s.match_radius_px)
+        strain, strain_sigma = self._strain(sky, geometry, used)
         fit = CalibrationFit(
             calibration=geometry.calibration,
             start=self.start,
@@ -400,10 +418,37 @@ class Calibrator:
             expected=len(matches.computed_px),
             mean_matched_px=float(np.mean(matches.distance_px)),
             log_false=sky.log_false(geometry, matches, s.match_radius_px),
+            strain=strain,
+            strain_sigma=strain_sigma,
             rival_spots=self._rival(sky, geometry),
         )
         self._refuse(fit)
+        bright = min(_BRIGHTEST, len(sky.xy))
+        explained = int(np.count_nonzero(matches.spot < bright))
+        if explained < s.min_bright_share * bright:
+            raise CalibrationError(
+                f"only {explained} of the {bright} brightest peaks belong to the crystal that was found: wrong"
+                f" material, or not a single crystal of {self.material.name}"
+            )
         return fit
+
+    @staticmethod
+    def _strain(sky: Sky, geometry: Geometry, used: Matches) -> tuple[FloatArray, FloatArray]:
+        c = geometry.calibration
+        xy = sky.xy[used.spot]
+        strained = refine(
+            geometry.rotation,
+            sky.g(used),
+            xy,
+            np.ascontiguousarray(c.projection),
+            ROTATION_AND_STRAIN,
+            shift_px_per_mm=depth_shift(xy, used.energy_keV, c.projection, c.dd_mm),
+            depth_mm=geometry.depth_mm,
+        )
+        if strained is None:
+            return np.full((3, 3), np.nan), np.full((3, 3), np.nan)
+        rotation, strain = decompose(strained.matrix)
+        return strain, strain_sigma(strained.covariance, rotation.T)
 
     def _rival(self, sky: Sky, geometry: Geometry) -> int:
         # The strongest other crystal of the material in what this one leaves.
@@ -422,8 +467,8 @@ class Calibrator:
             )
         if fit.mean_residual_px > s.max_residual_px:
             raise CalibrationError(
-                f"mean residual {fit.mean_residual_px:.2f} px is above {s.max_residual_px:g} px: the crystal is"
-                f" strained, not {self.material.name}, or its spots are smeared"
+                f"mean residual {fit.mean_residual_px:.2f} px is above {s.max_residual_px:g} px: the crystal"
+                f" is strained, not {self.material.name}, or its spots are smeared"
             )
         limits = np.array([s.max_dd_change * fit.start.dd_mm, *[s.max_centre_px] * 2, *[s.max_tilt_deg] * 2])
         for name, change, limit, value in zip(NAMES, fit.change, limits, fit.values, strict=True):
@@ -436,6 +481,6 @@ class Calibrator:
         for name, sigma, spread in zip(NAMES, fit.sigma, Spread().vector(), strict=True):
             if sigma > 0.5 * spread:
                 raise CalibrationError(
-                    f"the spots do not determine {name} (sigma {sigma:.2g}): take a frame with more spots over"
-                    " more of the detector"
+                    f"the spots do not determine {name} (sigma {sigma:.2g}): take a frame with more spots"
+                    " over more of the detector"
                 )
