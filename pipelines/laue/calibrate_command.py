@@ -33,6 +33,7 @@ from pipelines.laue.lauetools_files import FRAME_SHAPES, read_cor, read_dat, rea
 from pipelines.laue.peaks import PeakSearch, find_peaks
 
 _PEAK_LISTS = {".cor": read_cor, ".dat": read_dat}
+_STRAINED = 1e-4
 _FROM_ONE = np.array([0.0, 1.0, 1.0, 0.0, 0.0])
 _DEGREES = np.degrees(1.0)
 
@@ -175,15 +176,13 @@ def _table(fit: CalibrationFit, material: str) -> str:
         lines.append(f"{'depth':<10} {1e3 * fit.depth_mm:>11.2f} {1e3 * sigma:>9.2f} {'':>10} um at 15 keV")
     turn = _DEGREES * float(np.sqrt(np.trace(fit.covariance[5:8, 5:8]) / 3.0))
     lines.append(f"orientation known to {turn:.4f} deg; xcen and ycen count from 1, as in the file")
-    k = (
-        np.unravel_index(int(np.nanargmax(np.abs(fit.strain))), (3, 3))
-        if np.isfinite(fit.strain).all()
-        else None
-    )
-    if k is not None:
+    if fit.unstrained_probability < _STRAINED:
+        worst = int(np.argmax(np.abs(fit.strain)))
+        left, sigma = 1e3 * fit.strain.flat[worst], 1e3 * fit.strain_sigma.flat[worst]
         lines.append(
-            f"largest strain left {1e3 * fit.strain[k]:+.3f} +- {1e3 * fit.strain_sigma[k]:.3f} (10⁻³): 0 for the"
-            " crystal that this rests on"
+            f"warning: residuals are not random ({fit.unstrained_probability:.1g}): as if the crystal were"
+            f" strained by {left:+.2f} +- {sigma:.2f} (10⁻³), or the detector not flat; the sigmas are"
+            " too small then"
         )
     for a, b, rho in fit.correlated():
         lines.append(f"{a.split('_')[0]} and {b.split('_')[0]} are correlated: {rho:+.3f}")
@@ -213,6 +212,7 @@ def _report(fit: CalibrationFit, material: str, frame: str, peaks: int) -> dict[
         "mean_residual_of_matched_px": fit.mean_matched_px,
         "strain": [[v if math.isfinite(v) else None for v in row] for row in fit.strain.tolist()],
         "strain_sigma": [[v if math.isfinite(v) else None for v in row] for row in fit.strain_sigma.tolist()],
+        "unstrained_probability": fit.unstrained_probability,
         "rival_spots": fit.rival_spots,
         "calibration_hash": calibration_hash(fit.calibration),
     }

@@ -22,6 +22,7 @@ from pipelines.laue.calibration_fit import (
     Prior,
     covariance_of,
     gauss_newton,
+    strain_left,
     vector_of,
     with_vector,
 )
@@ -30,13 +31,6 @@ from pipelines.laue.crystal import Material
 from pipelines.laue.geometry import Calibration, DetectorArea
 from pipelines.laue.indexing.indexer import Indexer
 from pipelines.laue.indexing.parameters import IndexingParameters, Phase
-from pipelines.laue.indexing.refine import (
-    ROTATION_AND_STRAIN,
-    decompose,
-    depth_shift,
-    refine,
-    strain_sigma,
-)
 from pipelines.laue.lauetools_files import FRAME_SHAPES
 
 FloatArray = npt.NDArray[np.float64]
@@ -55,6 +49,7 @@ _DEPTH_SIGMAS = 5.0
 _BEYOND_DOUBT = -60.0
 _ACCEPT = math.log(1e-5)
 _MOST_SPOTS = 2000
+_DETERMINED = 0.25
 _BRIGHTEST = 40
 
 
@@ -166,9 +161,9 @@ class CalibrationFit:
     log_false : float
         ln of the expected number of chance crystals as good.
     strain, strain_sigma : (3, 3) float64
-        Deviatoric strain in the frame of B0 that the spots would show with this calibration, and its
-        standard deviations. Far from zero it means that the crystal was not free of strain, or that
-        the detector is not flat; a calibration takes up part of a strain, so the true one is larger.
+        Deviatoric strain in the frame of B0 beside all that was fitted, and its standard deviations.
+    unstrained_probability : float
+        Of a crystal without strain to look as strained; small, the calibration is that of a strained one.
     rival_spots : int
         Spots of the strongest other crystal of the material among the rest; 0 without one.
     """
@@ -189,6 +184,7 @@ class CalibrationFit:
     log_false: float
     strain: FloatArray = field(repr=False)
     strain_sigma: FloatArray = field(repr=False)
+    unstrained_probability: float
     rival_spots: int
 
     @property
@@ -402,7 +398,7 @@ class Calibrator:
         xy = sky.xy[used.spot]
         covariance, residual = self._covariance(geometry, sky.g(used), xy, energy)
         matches = sky.match(geometry, s.match_radius_px)
-        strain, strain_sigma = self._strain(sky, geometry, used)
+        strain, strain_sigma, probability = strain_left(geometry, sky.g(used), xy, energy)
         fit = CalibrationFit(
             calibration=geometry.calibration,
             start=self.start,
@@ -420,6 +416,7 @@ class Calibrator:
             log_false=sky.log_false(geometry, matches, s.match_radius_px),
             strain=strain,
             strain_sigma=strain_sigma,
+            unstrained_probability=probability,
             rival_spots=self._rival(sky, geometry),
         )
         self._refuse(fit)
@@ -427,28 +424,10 @@ class Calibrator:
         explained = int(np.count_nonzero(matches.spot < bright))
         if explained < s.min_bright_share * bright:
             raise CalibrationError(
-                f"only {explained} of the {bright} brightest peaks belong to the crystal that was found: wrong"
-                f" material, or not a single crystal of {self.material.name}"
+                f"only {explained} of the {bright} brightest peaks belong to the crystal that was found:"
+                f" wrong material, or not a single crystal of {self.material.name}"
             )
         return fit
-
-    @staticmethod
-    def _strain(sky: Sky, geometry: Geometry, used: Matches) -> tuple[FloatArray, FloatArray]:
-        c = geometry.calibration
-        xy = sky.xy[used.spot]
-        strained = refine(
-            geometry.rotation,
-            sky.g(used),
-            xy,
-            np.ascontiguousarray(c.projection),
-            ROTATION_AND_STRAIN,
-            shift_px_per_mm=depth_shift(xy, used.energy_keV, c.projection, c.dd_mm),
-            depth_mm=geometry.depth_mm,
-        )
-        if strained is None:
-            return np.full((3, 3), np.nan), np.full((3, 3), np.nan)
-        rotation, strain = decompose(strained.matrix)
-        return strain, strain_sigma(strained.covariance, rotation.T)
 
     def _rival(self, sky: Sky, geometry: Geometry) -> int:
         # The strongest other crystal of the material in what this one leaves.
@@ -479,7 +458,7 @@ class Calibrator:
                 )
         # Known no better than it may have been off at the start, it is not calibrated.
         for name, sigma, spread in zip(NAMES, fit.sigma, Spread().vector(), strict=True):
-            if sigma > 0.5 * spread:
+            if sigma > _DETERMINED * spread:
                 raise CalibrationError(
                     f"the spots do not determine {name} (sigma {sigma:.2g}): take a frame with more spots"
                     " over more of the detector"

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import fdtrc
 
 from pipelines.laue.geometry import Calibration
-from pipelines.laue.indexing.refine import depth_shift
+from pipelines.laue.indexing.refine import STRAIN_BASIS, depth_shift
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -208,6 +209,53 @@ def covariance_of(
         raise ValueError(f"{len(g)} spots do not determine {p} parameters: they lie too close together")
     inverse = np.linalg.inv(normal * np.outer(scale, scale)) * np.outer(scale, scale)
     return np.asarray(inverse * (np.sum(np.square(residual)) / freedom)), residual
+
+
+def strain_left(
+    geometry: Geometry, g: FloatArray, xy_px: FloatArray, energy_keV: FloatArray | None = None
+) -> tuple[FloatArray, FloatArray, float]:
+    """Return the deviatoric strain that fitted detector and orientation leave room for.
+
+    A detector takes up much of a strain, so the strain is solved for together with all that was fitted.
+
+    Parameters
+    ----------
+    geometry, g, xy_px, energy_keV
+        A fit that converged, and its spots.
+
+    Returns
+    -------
+    strain, sigma : (3, 3) float64
+        In the frame of B0, as `indexing.refine` has it; NaN where it cannot be told from the detector.
+    probability : float
+        Of an unstrained crystal to improve the fit as much by a strain (F test of five parameters).
+    """
+    computed, jacobian = linearise(geometry, g, energy_keV)
+    q = g @ geometry.rotation.T
+    q = q / np.linalg.norm(q, axis=1, keepdims=True)
+    u = -2.0 * q[:, :1] * q
+    u[:, 0] += 1.0
+    dq = -q @ STRAIN_BASIS  # (5, n, 3); a length moves no spot
+    dq -= np.sum(dq * q, axis=2, keepdims=True) * q
+    dh = -2.0 * (dq[:, :, :1] * q + q[:, :1] * dq) @ geometry.calibration.projection.T
+    h = u @ geometry.calibration.projection.T
+    by_strain = ((dh[:, :, :2] - h[:, :2] / h[:, 2:] * dh[:, :, 2:]) / h[:, 2:]).transpose(1, 2, 0)
+    design = np.concatenate([jacobian, by_strain], axis=2).reshape(2 * len(g), -1)
+    residual = (xy_px - computed).ravel()
+    scale = 1.0 / np.linalg.norm(design, axis=0)
+    freedom = len(design) - design.shape[1]
+    unit = (design * scale).T @ (design * scale)
+    if freedom <= 0 or _is_singular(unit):
+        return np.full((3, 3), np.nan), np.full((3, 3), np.nan), 1.0
+    solution = np.linalg.solve(unit, (design * scale).T @ residual) * scale
+    remaining = float(np.sum(np.square(residual - design @ solution)))
+    covariance = np.linalg.inv(unit) * np.outer(scale, scale) * (remaining / freedom)
+    gain = float(np.sum(np.square(residual))) - remaining
+    probability = float(fdtrc(5.0, float(freedom), max(gain, 0.0) / 5.0 / (remaining / freedom)))
+    basis = geometry.rotation.T @ STRAIN_BASIS @ geometry.rotation
+    strain = np.einsum("k,kab->ab", solution[-5:], basis)
+    variance = np.einsum("kl,kab,lab->ab", covariance[-5:, -5:], basis, basis)
+    return np.asarray(strain), np.asarray(np.sqrt(variance)), probability
 
 
 def rotation_of(vector: FloatArray) -> FloatArray:
