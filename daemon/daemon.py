@@ -98,27 +98,29 @@ class Daemon:
 
     def _bring_up(self, undo: ExitStack) -> None:
         config = self.config
-        sources = {n: source_plugin(n, t, self._where) for n, t in config.streams.items()}
-        pipelines = {n: pipeline_plugin(n, t, self._hash, self._where) for n, t in config.streams.items()}
-        sinks = sink_plugins(config, self._where)
-
         make_folder(self._state_dir, "daemon.state_dir")
         make_folder(Path(config.daemon.runtime_dir), "daemon.runtime_dir")
         undo.callback(StateLock(self._state_dir).release)
         self._ledger = Ledger(self._state_dir / "ledger.sqlite", config.daemon.ledger_days)
         undo.callback(self._ledger.close)
-        open_before = self._recover()
-        self._ledger.start()
+        # Plug-ins may take long to load and pipelines to warm: `status` says meanwhile that it starts.
         self._control = ControlServer(
             Path(config.daemon.runtime_dir) / SOCKET_NAME,
             {"status": self._answer_status, "stop": self._answer_stop, "series": self._answer_series},
         )
         undo.callback(self._control.close)
+        self._control.start()
+
+        sources = {n: source_plugin(n, t, self._where) for n, t in config.streams.items()}
+        pipelines = {n: pipeline_plugin(n, t, self._hash, self._where) for n, t in config.streams.items()}
+        sinks = sink_plugins(config, self._where)
+        open_before = self._recover()
+        self._ledger.start()
         self._outbox = self._open_sinks(sinks)
         # Until the threads run, a failed start has to close what was opened.
         undo.callback(self._outbox.stop, FLUSH_S)
         self._outbox.start()
-        self._control.start()
+        log.info("warming the pipelines in %s", _places(config.daemon.workers))
         self._executor = self._make_executor()
         undo.callback(self._executor.close)
         self._executor.start()
@@ -354,6 +356,10 @@ class Daemon:
                 for row, counts in self._ledger.latest(limit)
             ]
         }
+
+
+def _places(workers: int) -> str:
+    return f"{workers} worker processes" if workers else "this process"
 
 
 def _open(plugin: Plugin, make: Callable[[], T]) -> T:

@@ -26,7 +26,9 @@ class Table(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
 
 
 class DaemonTable(Table, frozen=True, kw_only=True):
-    """``[daemon]``: who it is and where it keeps things. Relative paths count from the working directory.
+    """``[daemon]``: who it is and where it keeps things.
+
+    Relative paths, here and in every other table, count from the folder of the configuration file.
 
     Attributes
     ----------
@@ -38,6 +40,9 @@ class DaemonTable(Table, frozen=True, kw_only=True):
         Holds the control socket.
     workers : int
         Processes that compute; 0 computes inside the front process.
+    start_timeout_s : float
+        A worker that takes longer to get ready is killed and started again; the first start of an
+        installation compiles.
     compute_timeout_s : float
         A worker that computes longer at one batch is killed.
     stop_timeout_s : float
@@ -52,6 +57,7 @@ class DaemonTable(Table, frozen=True, kw_only=True):
     state_dir: str = "state"
     runtime_dir: str = "run"
     workers: int = 2
+    start_timeout_s: float = 300.0
     compute_timeout_s: float = 60.0
     stop_timeout_s: float = 10.0
     ledger_days: float = 90.0
@@ -86,13 +92,22 @@ class EdgeTable(Table, frozen=True, kw_only=True):
         count, "decimate" lets every `keep_every`-th frame through and blocks when full.
     depth : int
         How many items wait at most.
+    mib : int
+        How many MiB they take together at most, for what is large: uncompressed frames. One item
+        always finds room.
     keep_every : int
         For "decimate".
     """
 
     policy: Policy = "block"
     depth: int = 64
+    mib: int = 256
     keep_every: int = 1
+
+    def __post_init__(self) -> None:
+        for key in ("depth", "mib", "keep_every"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}: expected 1 or more, got {getattr(self, key)}")
 
 
 class ScanTable(Table, frozen=True, kw_only=True):
@@ -237,6 +252,7 @@ def plugin_config(group: str, table: dict[str, Any], where: str) -> tuple[Module
 def _check_values(config: Config, where: str) -> None:
     checks = [
         (config.daemon.workers >= 0, "daemon.workers: expected 0 or more"),
+        (config.daemon.start_timeout_s > 0, "daemon.start_timeout_s: expected more than 0"),
         (config.daemon.compute_timeout_s > 0, "daemon.compute_timeout_s: expected more than 0"),
         (config.daemon.stop_timeout_s >= 0, "daemon.stop_timeout_s: expected 0 or more"),
         (config.daemon.ledger_days > 0, "daemon.ledger_days: expected more than 0"),
@@ -249,8 +265,6 @@ def _check_values(config: Config, where: str) -> None:
         at = f"streams.{name}"
         checks += [
             (name.replace("-", "").replace("_", "").isalnum(), f"{at}: a name of letters, digits, - and _"),
-            (stream.intake.depth >= 1, f"{at}.intake.depth: expected 1 or more"),
-            (stream.intake.keep_every >= 1, f"{at}.intake.keep_every: expected 1 or more"),
         ]
         if stream.scan is not None:
             shape, step = stream.scan.shape, stream.scan.step_um

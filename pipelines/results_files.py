@@ -396,12 +396,17 @@ def crystals_table(path: Path | str) -> Table:
 
 
 def results_files(folder: Path | str, series_uid: str | None = None) -> list[Path]:
-    """Return the results files of a folder by name (which begins with stream and start).
+    """Return the results files of a folder by name (which begins with stream and start), parts in order.
 
     `series_uid` keeps those whose name carries its first eight characters.
     """
-    paths = sorted(Path(folder).glob(PATTERN))
+    paths = sorted(Path(folder).glob(PATTERN), key=_by_part)
     return [p for p in paths if series_uid is None or f"-{series_uid[:8]}" in p.stem]
+
+
+def _by_part(path: Path) -> tuple[str, int]:
+    base, _, number = path.stem.partition("-part")
+    return (base, int(number)) if number.isdecimal() else (path.stem, 1)
 
 
 def _within(values: npt.NDArray[Any], bounds: tuple[int | None, int | None]) -> npt.NDArray[np.bool_]:

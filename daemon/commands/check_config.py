@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
+from daemon.commands.run import enter_folder_of
 from daemon.flow.plugins import Plugin, pipeline_plugin, sink_plugins, source_plugin
 from grainwatch.config import Config, ConfigError, EdgeTable, read_config
 
@@ -21,6 +22,7 @@ def check_config(
 ) -> None:
     """Check a configuration file and print what a daemon would do with it."""
     parsed, config_hash = read_config(config)
+    enter_folder_of(config)
     for line in describe(parsed, config_hash, str(config)):
         print(line)
     print(f"{config}: good")

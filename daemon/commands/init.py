@@ -170,7 +170,10 @@ def config_text(
             ],
         ),
     ]
-    blocks = ["# Made by grainwatch init. Check a change with grainwatch check-config."]
+    blocks = [
+        "# Made by grainwatch init. Check a change with grainwatch check-config.\n"
+        "# Relative paths count from the folder of this file."
+    ]
     for name, rows_ in tables:
         blocks.append("\n".join([f"[{name}]", *_lines(rows_)]))
         if name == "streams.laue.scan":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -26,6 +27,7 @@ def run(
     # One reading serves this process and the workers, whatever happens to the file meanwhile.
     raw = read_file(config)
     parsed, config_hash = parse_config(raw, str(config))
+    enter_folder_of(config)
 
     from daemon.daemon import Daemon
 
@@ -44,6 +46,17 @@ def _on_signal(handler: Callable[[int, FrameType | None], None]) -> None:
 
 def _break_off(number: int, frame: FrameType | None) -> None:
     raise SystemExit(0)
+
+
+def enter_folder_of(config: Path) -> None:
+    """Work in the folder of a configuration file, so that the relative paths in it count from there.
+
+    What the environment says in relative paths keeps its meaning, also for the workers.
+    """
+    for name in ("PYTHONPATH", "GRAINWATCH_CACHE_DIR", "NUMBA_CACHE_DIR"):
+        if paths := os.environ.get(name):
+            os.environ[name] = os.pathsep.join(map(os.path.abspath, paths.split(os.pathsep)))
+    os.chdir(config.absolute().parent)
 
 
 def read_file(path: Path) -> bytes:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 import pipelines
+from daemon.commands.run import enter_folder_of
 from daemon.flow.plugins import build_pipelines
 from grainwatch.config import ConfigError, read_config
 from pipelines.kernels import cache_dir
@@ -32,7 +33,9 @@ def warm(
             import_module(module.name)
             modules += 1
     if config is not None:
-        build_pipelines(*read_config(config), str(config))
+        parsed, config_hash = read_config(config)
+        enter_folder_of(config)
+        build_pipelines(parsed, config_hash, str(config))
     new = len(_kernels(folder) - before)
     print(
         f"{modules} modules, {new} kernels compiled in {time.perf_counter() - begin:.1f} s,"

@@ -72,7 +72,7 @@ def real_scenes(folder: Path) -> tuple[Scene, ...]:
         ),
         Scene(
             "nanowire",
-            "real frames of gallium nitride on silicon (sCMOS 2018 x 2016)",
+            "real frames of GaN on silicon (sCMOS 2018 x 2016)",
             (folder / "nw1_0000.tif.gz", folder / "nw1_0001.tif.gz"),
             truth / "GaN_Si" / "calib.det",
             ("Si", "GaN"),

@@ -24,7 +24,7 @@ from pipelines.results_files import results_files
 #: How often the daemon is asked for its accounts, seconds.
 ASK_EVERY_S: Final = 0.25
 #: How long nothing may come before the demo gives up, seconds.
-PATIENCE_S: Final = 30.0
+PATIENCE_S: Final = 60.0
 SINGLE_RATE_HZ: Final = 2.0
 #: Share of false crystals from which a map counts as wrong.
 MOST_STRANGE: Final = 0.01

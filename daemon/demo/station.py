@@ -22,7 +22,7 @@ from grainwatch.messages import Health
 from grainwatch.stream import ResultStream
 from pipelines.laue.lauetools_files import write_det
 
-START_S: Final = 60.0
+START_S: Final = 120.0
 STOP_S: Final = 15.0
 #: Name of the stream of the scan.
 SCAN: Final = "scan"

@@ -38,10 +38,21 @@ class Edge(Generic[T]):
         Policy, depth and, for "decimate", which fraction passes.
     notify : callable, optional
         Called after each put, outside the lock: wakes a reader of several edges.
+    weigh : callable, optional
+        Returns the bytes of an item, for the limit `table.mib`; without it, items weigh nothing.
     """
 
-    def __init__(self, name: str, table: EdgeTable, notify: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        table: EdgeTable,
+        notify: Callable[[], None] | None = None,
+        weigh: Callable[[T], int] | None = None,
+    ) -> None:
         self.name = name
+        self._weigh = weigh or _weightless
+        self._max_bytes = table.mib << 20
+        self._bytes = 0
         self._table = table
         self._notify = notify
         self._items: deque[T] = deque()
@@ -81,7 +92,7 @@ class Edge(Generic[T]):
         It goes in beyond the depth if need be, and into a closed edge too.
         """
         with self._lock:
-            self._items.append(item)
+            self._append(item)
             self._filled.notify()
         if self._notify is not None:
             self._notify()
@@ -91,7 +102,7 @@ class Edge(Generic[T]):
         with self._lock:
             if not self._items and timeout > 0 and not self._closed:
                 self._filled.wait(timeout)
-            items = [self._items.popleft() for _ in range(min(limit, len(self._items)))]
+            items = [self._pop() for _ in range(min(limit, len(self._items)))]
             self._passed += len(items)
             if items:
                 self._room.notify_all()
@@ -114,6 +125,7 @@ class Edge(Generic[T]):
         with self._lock:
             dropped = [Dropped(item, reason) for item in self._items]
             self._items.clear()
+            self._bytes = 0
             self._dropped += len(dropped)
             self._room.notify_all()
         return dropped
@@ -137,25 +149,47 @@ class Edge(Generic[T]):
         self._offered += 1
         if table.policy == "decimate" and (self._offered - 1) % table.keep_every:
             return Dropped(item, f"{self.name}: decimated, 1 of {table.keep_every} kept")
-        if len(self._items) < table.depth:
-            self._items.append(item)
+        if self._has_room(item):
+            self._append(item)
             return None
         if table.policy == "drop-newest":
-            return Dropped(item, f"{self.name}: full ({table.depth}), newest dropped")
+            return Dropped(item, f"{self.name}: full ({len(self._items)}), newest dropped")
         if table.policy == "drop-oldest":
-            oldest = self._items.popleft()
-            self._items.append(item)
-            return Dropped(oldest, f"{self.name}: full ({table.depth}), oldest dropped")
+            held = len(self._items)
+            if self._bytes - self._weigh(self._items[0]) + self._weigh(item) > self._max_bytes and held > 1:
+                # It is heavier than the oldest: one comes, one goes.
+                return Dropped(item, f"{self.name}: full ({held}), newest dropped, it is larger")
+            oldest = self._pop()
+            self._append(item)
+            return Dropped(oldest, f"{self.name}: full ({held}), oldest dropped")
         return self._wait_for_room(item, timeout)
 
     def _wait_for_room(self, item: T, timeout: float | None) -> Dropped[T] | None:
         deadline = None if timeout is None else time.monotonic() + timeout
-        while len(self._items) >= self._table.depth and not self._closed:
+        while not self._has_room(item) and not self._closed:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
-                return Dropped(item, f"{self.name}: full ({self._table.depth}), no room in {timeout:g} s")
+                return Dropped(item, f"{self.name}: full ({len(self._items)}), no room in {timeout:g} s")
             self._room.wait(left)
         if self._closed:
             return Dropped(item, f"{self.name}: the daemon is stopping")
-        self._items.append(item)
+        self._append(item)
         return None
+
+    def _has_room(self, item: T) -> bool:
+        if not self._items:
+            return True
+        return len(self._items) < self._table.depth and self._bytes + self._weigh(item) <= self._max_bytes
+
+    def _append(self, item: T) -> None:
+        self._items.append(item)
+        self._bytes += self._weigh(item)
+
+    def _pop(self) -> T:
+        item = self._items.popleft()
+        self._bytes -= self._weigh(item)
+        return item
+
+
+def _weightless(item: object) -> int:
+    return 0

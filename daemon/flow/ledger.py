@@ -79,7 +79,10 @@ class _Account:
 
 @dataclass(slots=True, eq=False)
 class Series:
-    """A series in the ledger's memory. `uid` "" collects messages that belong to no series."""
+    """A series in the ledger's memory. `uid` "" collects messages that belong to no series.
+
+    Frames can be missing from the channels in `expected` alone.
+    """
 
     row: int
     stream: str
@@ -89,6 +92,7 @@ class Series:
     n_frames: int | None
     started: float
     accounts: dict[str, _Account] = field(default_factory=dict)
+    expected: set[str] = field(default_factory=set)
     ending: bool = False
     suspended: bool = False
     complete: bool = False
@@ -105,11 +109,11 @@ class Series:
     def counts(self) -> dict[str, int]:
         """Return the sum over the channels, with `in_flight`."""
         total = dict.fromkeys((*COUNTERS, "in_flight"), 0)
-        for account in self.accounts.values():
+        for channel, account in self.accounts.items():
             for name in COUNTERS:
                 total[name] += account.counts[name]
             total["in_flight"] += len(account.in_flight)
-            if not self.complete:
+            if not self.complete and channel in self.expected:
                 total["missing"] += self.missing_now(account)
         return total
 
@@ -193,6 +197,7 @@ class Ledger:
             series = Series(row, stream, uid, detector_series, first_frame, n_frames, started)
             for channel in channels:
                 series.accounts[channel] = self._new_account(row, channel)
+            series.expected = set(series.accounts)
             self._series[stream, uid] = series
         return series
 
@@ -275,9 +280,12 @@ class Ledger:
     def beside(self, series: Series, channel: str, frame: int | None, state: End, reason: str) -> None:
         """Note an arrival that ends at once and is no frame of its own.
 
-        Such are a repeat, a late image, a message without a number.
+        Such are a repeat, a late image, a message without a number. One of a channel that has no
+        account counts in that of the first channel.
         """
-        account = self._account(series, channel)
+        account = series.accounts.get(channel) or next(iter(series.accounts.values()), None)
+        if account is None:
+            account = self._account(series, "")
         with self._lock:
             account.counts["received"] += 1
             account.counts[state] += 1
@@ -392,6 +400,8 @@ class Ledger:
                 if e.state == "lost" and e.first is not None and e.last is not None:
                     account.lost.add_range(e.first, e.last)
             series.accounts[found.channel] = account
+        # The file does not say which were announced; of the others few have an account.
+        series.expected = set(series.accounts)
         self._series[row.stream, row.uid] = series
         return series
 
@@ -403,7 +413,9 @@ class Ledger:
         if series.n_frames is not None and not series.suspended:
             last = max(last, series.first_frame + series.n_frames - 1)
         now = time.time()
-        for account in series.accounts.values():
+        for channel, account in series.accounts.items():
+            if channel not in series.expected:
+                continue
             gaps = account.received.gaps(series.first_frame, last)
             account.counts["missing"] = len(gaps)
             why = "a gap in the numbering"

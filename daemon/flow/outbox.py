@@ -35,7 +35,7 @@ class SinkRunner:
         self.name = name
         self._path: Callable[[str], Path | None] | None = getattr(sink, "path", None)
         self._located = located
-        self.edge: Edge[SinkEvent] = Edge(f"sink {name}", table)
+        self.edge: Edge[SinkEvent] = Edge(f"sink {name}", table, weigh=_payload_bytes)
         self.last_error = ""
         self._sink = sink
         self._stop = threading.Event()
@@ -146,3 +146,7 @@ class Outbox:
         for sink in self.sinks:
             if not sink.stop(max(0.1, deadline - time.monotonic())):
                 log.error("sink %s did not stop in %.1f s: what it holds is not written", sink.name, timeout)
+
+
+def _payload_bytes(event: SinkEvent) -> int:
+    return len(event.payload) if isinstance(event, Published) else 0

@@ -23,8 +23,12 @@ from pipelines.frame import Frame
 
 log = logging.getLogger(__name__)
 
-#: A number this far beyond those expected is garbage, not a gap.
+#: A number this far beyond the last one is garbage, not a gap, in a series of unknown length.
 FARTHEST_JUMP: Final = 10_000_000
+#: The same beyond the numbers that were announced, or the last one where more came than announced.
+FARTHEST_OVERRUN: Final = 16
+#: Channels of one series that were not announced and are taken nevertheless.
+MOST_UNANNOUNCED: Final = 16
 #: Ended series whose late images are told apart from images of unknown series.
 REMEMBERED: Final = 8
 
@@ -218,14 +222,8 @@ class SeriesTracker:
     def _admit(self, current: _Open, channel: str, frame: int) -> bool | None:
         """Note a numbered arrival of the open series; None when it may not go on, else `again`."""
         series = current.series
-        if channel not in current.channels and channel not in current.said:
-            current.said.add(channel)
-            self._say(f"channel {channel!r} was not announced at the start of the series")
-        expected = series.highest()
-        if series.n_frames is not None:
-            expected = max(expected, series.first_frame + series.n_frames - 1)
-        if not series.first_frame <= frame <= expected + FARTHEST_JUMP:
-            reason = f"number {frame} makes no sense, expected {series.first_frame} to about {expected + 1}"
+        reason = self._channel_error(current, channel) or _number_error(series, frame)
+        if reason:
             self._ledger.beside(series, channel, None, "failed", reason)
             self._say(reason)
             return None
@@ -236,6 +234,17 @@ class SeriesTracker:
             return None
         self._ledger.received(series, channel, frame)
         return known == "lost"
+
+    def _channel_error(self, current: _Open, channel: str) -> str:
+        """Say that a channel was not announced; from the first few of them images are taken."""
+        if channel in current.channels or channel in current.said:
+            return ""
+        what = f"channel {channel!r} was not announced at the start of the series"
+        if len(current.said) >= MOST_UNANNOUNCED:
+            return what
+        current.said.add(channel)
+        self._say(what)
+        return ""
 
     def _form_error(self, current: _Open, arrival: Arrival) -> str:
         """Hold an image against the first one of its channel."""
@@ -270,10 +279,16 @@ class SeriesTracker:
             self._say(bad.reason)
         elif current is None:
             self._stray(bad.detector_series or "", bad.channel, bad.frame, bad.reason)
-        elif self._admit(current, bad.channel, bad.frame) is not None:
-            key = FrameKey(self.stream, current.series.uid, bad.frame, bad.channel)
-            self._ledger.end(key, "failed", bad.reason)
-            self._say(f"frame {bad.frame}: {bad.reason}")
+        else:
+            # What fails a whole message fails the frame of each channel that it was to bring.
+            whole = not bad.channel and "" not in current.channels
+            for channel in current.channels if whole else (bad.channel,):
+                self._fail(current, channel, bad.frame, bad.reason)
+
+    def _fail(self, current: _Open, channel: str, frame: int, reason: str) -> None:
+        if self._admit(current, channel, frame) is not None:
+            self._ledger.end(FrameKey(self.stream, current.series.uid, frame, channel), "failed", reason)
+            self._say(f"frame {frame}: {reason}")
 
     def _say(self, what: str) -> None:
         """Tell the operator: always in `status`, in the log when it is news."""
@@ -281,3 +296,14 @@ class SeriesTracker:
         self.last_error, self.last_error_at = what, time.monotonic()
         if news:
             log.warning("%s: %s", self.stream, what)
+
+
+def _number_error(series: Series, frame: int) -> str:
+    """Say why a number cannot be one of the series, "" when it can."""
+    first, highest = series.first_frame, series.highest()
+    if series.n_frames is None:
+        farthest, expected = highest + FARTHEST_JUMP, f"{first} to about {highest + 1}"
+    else:
+        last = first + series.n_frames - 1
+        farthest, expected = max(last, highest) + FARTHEST_OVERRUN, f"{first} to {max(last, highest + 1)}"
+    return "" if first <= frame <= farthest else f"number {frame} makes no sense, expected {expected}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -16,6 +17,7 @@ from daemon.flow.series import SeriesTracker, Taken
 from daemon.sources.base import Exhausted, Source
 from grainwatch.config import EdgeTable
 from grainwatch.messages import StreamHealth
+from pipelines.images import EncodedImage
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ class Stream:
         self.name = name
         self.plugin = plugin
         self.tracker = tracker
-        self.intake: Edge[Taken] = Edge(f"{name} intake", intake, wake)
+        self.intake: Edge[Taken] = Edge(f"{name} intake", intake, wake, _frame_bytes)
         self.aggregation: Aggregation | None = None
         self.exhausted = False
         self.fault = ""
@@ -160,6 +162,13 @@ class Stream:
                 log.info("%s: the source is exhausted", self.name)
             if self._stop.is_set() or self.exhausted:
                 return
+
+
+def _frame_bytes(taken: Taken) -> int:
+    image = taken.frame.image
+    if isinstance(image, EncodedImage):
+        return image.data.nbytes
+    return math.prod(image.shape) * image.dtype.itemsize
 
 
 def _quantile(ordered: list[float], q: float) -> float:

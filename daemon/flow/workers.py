@@ -7,6 +7,7 @@ again. Each worker has one task to compute and one that waits, so that it never 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -78,7 +79,7 @@ class _Worker:
     child: Child | None = None
     ready: bool = False
     tasks: deque[_Task] = field(default_factory=deque)
-    since: float = 0.0  # when its first task began, monotonic
+    since: float = 0.0  # when its first task, or its start, began, monotonic
     starts: int = 0  # starts without getting warm
     start_at: float = 0.0  # when to start it again
     verdict: str = ""  # why the front killed it
@@ -101,6 +102,7 @@ class WorkersExecutor:
     def __init__(self, config: Config, raw: bytes, where: str, quarantine: Quarantine) -> None:
         self._count = config.daemon.workers
         self._timeout_s = config.daemon.compute_timeout_s
+        self._start_timeout_s = config.daemon.start_timeout_s
         self._quarantine = quarantine
         self._ring = Ring(config.ring.slots, config.ring.slot_bytes)
         self._setup = Setup(raw, where, self._ring.slots, self._ring.slot_bytes)
@@ -378,6 +380,7 @@ class WorkersExecutor:
         for worker in self._workers:
             if worker.child is None and worker.start_at <= now:
                 worker.starts += 1
+                worker.since = now
                 try:
                     worker.child = Child(self._setup, self._ring)
                 except OSError as error:
@@ -388,16 +391,27 @@ class WorkersExecutor:
         now = time.monotonic()
         with self._lock:
             for worker in self._workers:
-                if worker.child is not None and worker.tasks and now - worker.since > self._timeout_s:
-                    worker.verdict = f"computed for more than {self._timeout_s:g} s; killed"
-                    worker.child.kill()
+                if worker.child is None or now <= self._due(worker):
+                    continue
+                worker.verdict = (
+                    f"computed for more than {self._timeout_s:g} s; killed"
+                    if worker.tasks
+                    else f"was not ready {self._start_timeout_s:g} s after its start; killed"
+                )
+                worker.child.kill()
+
+    def _due(self, worker: _Worker) -> float:
+        """Return when a worker has had time enough for what it does, monotonic."""
+        if worker.tasks:
+            return worker.since + self._timeout_s
+        return math.inf if worker.ready else worker.since + self._start_timeout_s
 
     def _patience(self) -> float:
         """Return how long nothing can be due, seconds."""
         now = time.monotonic()
         with self._lock:
             due = [w.start_at for w in self._workers if w.child is None]
-            due += [w.since + self._timeout_s for w in self._workers if w.tasks]
+            due += [self._due(w) for w in self._workers if w.child is not None]
         return min(1.0, max(0.0, min(due, default=now + 1.0) - now) + 1e-3)
 
     def _stop_all(self) -> None:

@@ -7,9 +7,10 @@ from opening a finished file without SWMR. What is worth keeping, the index, is 
 from __future__ import annotations
 
 import heapq
+import itertools
 import logging
+from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,16 @@ from pipelines.results_files import PayloadIndex, ResultsFile, ResultsFileError,
 
 log = logging.getLogger("grainwatch.sinks.zmq")
 
+#: Rows of indices kept in memory beside that of the file being read, of all files together; 46 bytes each.
+INDEX_ROWS = 2_000_000
+
 
 @dataclass(slots=True)
 class _Known:
-    """What is remembered of a file; `stamp` tells whether it has changed since."""
+    """What is remembered of a file; `stamp` tells whether it has changed since.
+
+    `index` is empty when it was forgotten to bound the memory: the file is read again then.
+    """
 
     stamp: tuple[int, int]
     publisher: str = ""
@@ -107,6 +114,7 @@ class StoredResults:
             try:
                 with ResultsFile(path, known.index) as file:
                     index = file.index()
+                    self._use(path)
                     known.publisher, known.series_uid = file.publisher, file.series_uid
             except (ResultsFileError, OSError, KeyError, RuntimeError) as error:
                 self._skip(path, error)
@@ -119,29 +127,52 @@ class StoredResults:
             for gone in set(self._known) - set(paths):
                 del self._known[gone]
 
-    def _merged(self, paths: list[Path], **which: Any) -> Iterator[Sent]:
-        with ExitStack() as stack:
-            streams = []
-            for path in paths:
-                try:
-                    file = stack.enter_context(ResultsFile(path, self._known[path].index))
-                except ResultsFileError as error:
-                    self._skip(path, error)
-                    continue
-                streams.append(self._payloads(file, which))
-            last = -1
-            for sent in heapq.merge(*streams, key=lambda sent: sent.seq):
-                if sent.seq != last:
-                    last = sent.seq
-                    yield sent
+    def _use(self, path: Path) -> None:
+        """Note that the index of a file is used; let go of those used longest ago when they are many."""
+        self._known[path] = self._known.pop(path)
+        rows = 0
+        for known in reversed(self._known.values()):
+            rows += len(known.index)
+            if rows > INDEX_ROWS and known is not self._known[path]:
+                rows -= len(known.index)
+                known.index = PayloadIndex()
 
-    def _payloads(self, file: ResultsFile, which: dict[str, Any]) -> Iterator[Sent]:
+    def _merged(self, paths: list[Path], **which: Any) -> Iterator[Sent]:
+        """Merge files by number; each is open only while its turn lasts, for there may be thousands."""
+        waiting = deque(sorted(paths, key=self._first_seq))
+        streams: list[tuple[int, int, Sent, Iterator[Sent]]] = []
+        order = itertools.count()
+
+        def push(stream: Iterator[Sent]) -> None:
+            sent = next(stream, None)
+            if sent is not None:
+                heapq.heappush(streams, (sent.seq, next(order), sent, stream))
+
+        last = -1
+        while waiting or streams:
+            while waiting and (not streams or self._first_seq(waiting[0]) <= streams[0][0]):
+                push(self._payloads(waiting.popleft(), which))
+            if not streams:
+                return
+            _, _, sent, stream = heapq.heappop(streams)
+            if sent.seq != last:
+                last = sent.seq
+                yield sent
+            push(stream)
+
+    def _first_seq(self, path: Path) -> int:
+        seqs = self._known[path].seqs
+        return seqs[0] if seqs is not None else 0
+
+    def _payloads(self, path: Path, which: dict[str, Any]) -> Iterator[Sent]:
+        self._use(path)
         try:
-            for stored in file.payloads(**which):
-                topic = f"{stored.schema}:{file.stream}".encode()
-                yield Sent(stored.seq, topic, file.series_uid, stored.frame, stored.payload)
-        except (OSError, KeyError, RuntimeError) as error:
-            self._skip(file.path, error)
+            with ResultsFile(path, self._known[path].index) as file:
+                for stored in file.payloads(**which):
+                    topic = f"{stored.schema}:{file.stream}".encode()
+                    yield Sent(stored.seq, topic, file.series_uid, stored.frame, stored.payload)
+        except (ResultsFileError, OSError, KeyError, RuntimeError) as error:
+            self._skip(path, error)
 
     def _skip(self, path: Path, error: Exception) -> None:
         if path not in self._complained:

@@ -47,8 +47,8 @@ class Arrival:
 class Bad:
     """A message that arrived and cannot be used.
 
-    With `frame` (and `detector_series`) it fails that frame; without, it is counted as a failed
-    message of the stream. `reason` is written for an operator.
+    With `frame` (and `detector_series`) it fails that frame, in all channels unless `channel` names
+    one; without, it is counted as a failed message of the stream. `reason` is written for an operator.
     """
 
     reason: str

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Final, Literal
 
 import zmq
 
-from daemon.sources.base import Arrival, Bad, Event, Idle, SeriesStart
+from daemon.sources.base import Arrival, Bad, Event, Idle
 from daemon.sources.dectris_v2_codec import decode_message
 from grainwatch.config import ConfigError, Table
 
@@ -53,7 +52,7 @@ class Config(Table, frozen=True, kw_only=True):
     bind: bool = False
     role: Role = "primary"
     republish: str = ""
-    high_water_mark: int = 100
+    high_water_mark: int = 32
     max_message_bytes: int = 256 * 1024 * 1024
     max_image_bytes: int = 256 * 1024 * 1024
 
@@ -93,8 +92,6 @@ class DectrisV2Source:
 
     def __init__(self, config: Config, stream: str) -> None:
         self._config = config
-        self._series = ""
-        self._channels: tuple[str, ...] = ()
         self._closed = False
         self._context = zmq.Context(io_threads=1)
         where = f"streams.{stream}.source"
@@ -166,20 +163,8 @@ class DectrisV2Source:
             # Which frame it was stands in its first bytes; the rest is not looked at.
             head = decode_message(message[:_HEAD_BYTES])[0]
             known = (head.detector_series, head.frame) if isinstance(head, Bad | Arrival) else (None, None)
-            events: list[Event] = [Bad(f"message of {message.nbytes} bytes, the limit is {limit}", *known)]
-        else:
-            events = decode_message(message, max_image_bytes=self._config.max_image_bytes)
-        if isinstance(events[0], SeriesStart):
-            self._series, self._channels = events[0].detector_series, events[0].channels
-        return [each for event in events for each in self._by_channel(event)]
-
-    def _by_channel(self, event: Event) -> Sequence[Event]:
-        """Spread what fails a whole message over the channels that it was to bring."""
-        if not isinstance(event, Bad) or event.frame is None or event.channel:
-            return [event]
-        if event.detector_series != self._series:
-            return [event]
-        return [replace(event, channel=channel) for channel in self._channels]
+            return [Bad(f"message of {message.nbytes} bytes, the limit is {limit}", *known)]
+        return decode_message(message, max_image_bytes=self._config.max_image_bytes)
 
 
 def _attach(socket: zmq.Socket[bytes], address: str, bind: bool, key: str) -> None:

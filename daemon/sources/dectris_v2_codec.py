@@ -54,6 +54,8 @@ COMPRESSED: Final = 56500
 KNOWN_TAGS: Final = frozenset({*TYPED_ARRAYS, ROW_MAJOR, COLUMN_MAJOR, COMPRESSED})
 
 MAX_CHANNELS: Final = 64
+#: A detector that announces more images than it could take in a year has announced no number.
+MAX_IMAGES: Final = 10**12
 #: Arrays of metadata up to this size are kept as lists of numbers; larger ones are only described.
 MAX_METADATA_BYTES: Final = 32 * 1024
 
@@ -125,9 +127,12 @@ def _start(fields: Mapping[str, Any], max_image_bytes: int) -> list[Event]:
         raise BadFrame(
             f"start: channels: expected 1 to {MAX_CHANNELS} different names, got {shown(channels)}"
         )
-    n_frames = _whole(fields, "number_of_images")
+    n_frames: int | None = _whole(fields, "number_of_images")
     metadata = {key: _plain(value) for key, value in fields.items() if key not in _NOT_METADATA}
     events: list[Event] = []
+    if n_frames is not None and n_frames > MAX_IMAGES:
+        events.append(Bad(f"start: number_of_images: {n_frames} makes no sense, taken as unknown", series))
+        n_frames = None
     try:
         mask = _pixel_masks(fields, max_image_bytes)
         if mask:

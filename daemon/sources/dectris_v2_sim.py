@@ -208,8 +208,9 @@ class Simulator:
 
     Parameters
     ----------
-    frames : iterable of ndarray, (rows, columns)
+    frames : iterable of ndarray (rows, columns) or Exposure
         Compressed one by one as they are read, so that only the compressed ones stay in memory.
+        What is an `Exposure` already is sent as it is.
     options : Options
     positions_um : sequence of tuple, optional
         Scan position of each image number, sent as user data.
@@ -226,7 +227,7 @@ class Simulator:
 
     def __init__(
         self,
-        frames: Iterable[npt.NDArray[Any]],
+        frames: Iterable[npt.NDArray[Any] | Exposure],
         options: Options,
         *,
         positions_um: Sequence[Sequence[float]] | None = None,
@@ -237,7 +238,10 @@ class Simulator:
         self._stop = stop
         self._sent_bytes = 0
         self._images = 0
-        self._exposures = [encode_exposure(f, options.channels, options.algorithm) for f in frames]
+        self._exposures = [
+            f if isinstance(f, Exposure) else encode_exposure(f, options.channels, options.algorithm)
+            for f in frames
+        ]
         if not self._exposures:
             raise ValueError("there are no frames to send")
         self._context = zmq.Context(io_threads=1)

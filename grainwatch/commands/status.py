@@ -41,8 +41,10 @@ def status(
 
 def socket_of(config: Path | None) -> Path:
     """Return the control socket of the daemon with this configuration (None: the defaults)."""
-    runtime = read_config(config)[0].daemon.runtime_dir if config else DaemonTable().runtime_dir
-    return Path(runtime) / "control.sock"
+    if config is None:
+        return Path(DaemonTable().runtime_dir) / "control.sock"
+    # As for the daemon, a relative path counts from the folder of the file.
+    return config.parent / read_config(config)[0].daemon.runtime_dir / "control.sock"
 
 
 def ask(path: Path, request: dict[str, Any], timeout: float = TIMEOUT_S) -> dict[str, Any]:

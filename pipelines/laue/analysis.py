@@ -33,6 +33,9 @@ FloatArray = npt.NDArray[np.float64]
 UNPHYSICAL_SIGMA = 5e-3
 """A strain with a standard deviation above this says nothing, and is flagged."""
 
+_MOST_OFF_DETECTOR = 0.5
+"""Share of the peaks of a list that may lie off the detector before it is taken for another one's."""
+
 
 @dataclass(frozen=True)
 class LaueSettings:
@@ -111,13 +114,35 @@ class LaueAnalysis:
         flags = (("peaks_truncated",) if peaks.truncated else ()) + result.flags
         return FrameAnalysis(peaks, result.xy_px, result.crystals, result.indexed, flags)
 
-    def analyse_peaks(self, xy_px: npt.ArrayLike, hints: Sequence[Hint] = ()) -> FrameAnalysis:
-        """Find the crystals of a peak list, (n, 2) px from 0, the brightest peak first."""
+    def analyse_peaks(
+        self, xy_px: npt.ArrayLike, hints: Sequence[Hint] = (), source: str = "peak list"
+    ) -> FrameAnalysis:
+        """Find the crystals of a peak list, (n, 2) px from 0, the brightest peak first.
+
+        Raises
+        ------
+        BadFrame
+            If the list is for another detector, or holds a position that is not a number.
+        """
         xy = np.asarray(xy_px, dtype=np.float64).reshape(-1, 2)
+        self._check_peaks(xy, source)
         indexed = self.indexer.index(xy, hints=hints)
         flags = ("spots_truncated",) if len(xy) > self.settings.indexing.max_spots else ()
         crystals = tuple(self._publish(found) for found in indexed)
         return FrameAnalysis(None, xy, crystals, tuple(indexed), flags)
+
+    def _check_peaks(self, xy: FloatArray, source: str) -> None:
+        bad = np.flatnonzero(~np.isfinite(xy).all(axis=1))
+        if len(bad):
+            raise BadFrame(f"{source}: peak {bad[0] + 1} of {len(xy)} has the position {xy[bad[0]].tolist()}")
+        rows, columns = self.calibration.shape
+        # Simulated lists go beyond the frame, and so does a fit that ran away; most of a list is another's.
+        off = int(np.count_nonzero(((xy < -1.0) | (xy > (columns, rows))).any(axis=1)))
+        if off > _MOST_OFF_DETECTOR * len(xy):
+            raise BadFrame(
+                f"{source}: {off} of {len(xy)} peaks lie off the detector of {rows} rows and {columns}"
+                " columns: give the calibration of this detector"
+            )
 
     def _publish(self, found: IndexedCrystal) -> Crystal:
         material = self.phases[found.phase].material

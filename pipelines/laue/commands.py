@@ -65,6 +65,8 @@ def index(
         max_false_probability=max_false_probability,
     )
     analysis = open_analysis(config, "index")
+    if plot is not None:
+        _check_plot(plot)
     try:
         paths = expand(files)
     except (OSError, ValueError) as error:
@@ -81,13 +83,13 @@ def index(
                 if isinstance(outcome, FrameAnalysis):
                     _say(label, outcome, seconds)
                     line = _line(label, outcome, spots)
-                    if plot is not None:
-                        _plot(analysis, outcome, image, label, plot, frames, len(paths))
                 else:
                     failed += 1
                     print(f"{label}: failed: {outcome}", file=sys.stderr)
                     line = {"path": label, "error": str(outcome)}
                 print(json.dumps(line, allow_nan=False), file=out, flush=True)
+                if plot is not None and isinstance(outcome, FrameAnalysis):
+                    _plot(analysis, outcome, image, label, plot, frames, len(paths))
     finally:
         if out is not sys.stdout:
             out.close()
@@ -109,7 +111,8 @@ def _analyse_file(
             peaks = reader(path)
             start = time.perf_counter()
             order = np.argsort(-peaks.intensity, kind="stable")
-            yield path, None, analysis.analyse_peaks(peaks.xy_px[order]), time.perf_counter() - start
+            found = analysis.analyse_peaks(peaks.xy_px[order], source=path)
+            yield path, None, found, time.perf_counter() - start
         except (OSError, ValueError) as error:
             yield path, None, error, 0.0
         return
@@ -167,6 +170,14 @@ def _say(label: str, found: FrameAnalysis, seconds: float) -> None:
             for c in found.crystals
         )
     print(f"{label}: {len(found.xy_px)} peaks, {summary}; {seconds * 1e3:.0f} ms", file=sys.stderr)
+
+
+def _check_plot(path: Path) -> None:
+    # Before the work, not after it.
+    if path.suffix.lower() != ".png":
+        raise ConfigError(f"index: --plot {path}: expected a name that ends in .png")
+    if not path.parent.is_dir():
+        raise ConfigError(f"index: --plot {path}: {path.parent} is no folder")
 
 
 def _plot(

@@ -95,11 +95,12 @@ def test_commands_in_documents_exist(document: Path) -> None:
 
 
 def fenced_commands(text: str) -> list[str]:
-    """Return the lines of fenced shell blocks, without prompts and comments."""
+    """Return the lines of fenced shell blocks, without prompts, comments and what commands answer."""
     lines = []
     for language, block in re.findall(r"^```([^\n]*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         if language.strip() in {"", "sh", "bash", "shell", "console"}:
-            lines += [line.split("#")[0].removeprefix("$ ").strip() for line in block.splitlines()]
+            typed = re.findall(r"^\s*\$ (.*)$", block, re.MULTILINE) or block.splitlines()
+            lines += [line.split("#")[0].strip() for line in typed]
     return [line for line in lines if line]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from testkit.process import DaemonProcess, alive, environment, eventually
+from testkit.process import SUPPORT, DaemonProcess, alive, environment, eventually
 
 from grainwatch.commands.status import ask
 
@@ -361,6 +361,41 @@ def test_a_signal_breaks_off_the_start(daemon: DaemonProcess) -> None:
     assert time.monotonic() - begin < 5.0
     assert not any(map(alive, workers))
     assert not (daemon.folder / "run" / "control.sock").exists()
+
+
+def test_relative_paths_count_from_the_folder_of_the_configuration(tmp_path: Path) -> None:
+    inner, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    (inner / "plugins").mkdir(parents=True)
+    elsewhere.mkdir()
+    (inner / "config.toml").write_text("""
+[daemon]
+workers = 1
+[streams.s]
+source = {type = "testkit.sources", frames = 3}
+pipeline = {type = "testkit.slow_pipeline"}
+[sinks.hdf5]
+""")
+    environment_ = {**environment(), "PYTHONPATH": os.path.relpath(SUPPORT, elsewhere)}
+    for command in (["check-config"], ["run", "--exit-when-done"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "grainwatch", *command, "../here/config.toml"],
+            cwd=elsewhere, env=environment_, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert list(elsewhere.iterdir()) == []
+    assert len(list((inner / "results").glob("s-*.h5"))) == 1
+    assert (inner / "state" / "ledger.sqlite").exists()
+
+
+def test_status_answers_while_the_daemon_starts(tmp_path: Path) -> None:
+    with DaemonProcess(tmp_path, pipeline='broken = "slow"') as daemon:
+        daemon.launch()
+        eventually(lambda: (tmp_path / "run" / "control.sock").exists())
+        assert daemon.status()["status"]["state"] == "starting"
+        assert ask(tmp_path / "run" / "control.sock", {"command": "series"})["series"] == []
+        done = run("status", daemon.config_path, cwd=tmp_path)
+        assert (done.returncode, ": starting" in done.stdout) == (0, True)
+        assert daemon.stop() == 0
 
 
 def test_status_without_a_daemon_is_one_line(daemon: DaemonProcess) -> None:

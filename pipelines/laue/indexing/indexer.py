@@ -59,16 +59,27 @@ class Indexer:
         -------
         list of IndexedCrystal
             The one with the strongest evidence first.
+
+        Raises
+        ------
+        ValueError
+            If a position is not a finite number, or the uncertainties are not one positive number a peak.
         """
         p = self.parameters
-        xy = np.ascontiguousarray(xy_px, dtype=np.float64).reshape(-1, 2)[: p.max_spots]
+        every = np.ascontiguousarray(xy_px, dtype=np.float64).reshape(-1, 2)
+        bad = np.flatnonzero(~np.isfinite(every).all(axis=1))
+        if len(bad):
+            raise ValueError(f"peak {bad[0]} of {len(every)} has the position {every[bad[0]].tolist()}")
+        xy = every[: p.max_spots]
         if len(xy) < p.min_matched:
             return []
-        sigma = None if sigma_px is None else np.asarray(sigma_px, dtype=np.float64)[: p.max_spots]
+        sigma = None if sigma_px is None else _checked_sigma(sigma_px, len(every))[: p.max_spots]
         frame = FrameSpots(xy, sigma, self.phases[0].scene.calibration)
         court = Court(frame, self.phases, p)
         explained = Explained(len(xy))
         for hint in hints:
+            if len(explained.trials) == p.max_crystals:
+                break
             trial = court.refine(View(frame, explained.mask), hint.phase, hint.matrix)
             if trial is not None:
                 court.judge(trial, explained)
@@ -76,3 +87,10 @@ class Indexer:
                     explained.add(trial)
         search(court, explained)
         return assign(court, explained.trials)
+
+
+def _checked_sigma(sigma_px: npt.ArrayLike, n: int) -> FloatArray:
+    sigma = np.asarray(sigma_px, dtype=np.float64)
+    if sigma.shape != (n,) or not np.all(np.isfinite(sigma) & (sigma > 0)):
+        raise ValueError(f"uncertainties of {n} peaks: expected as many positive numbers, got {sigma.shape}")
+    return sigma

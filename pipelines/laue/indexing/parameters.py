@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipelines.laue.crystal import Material
 from pipelines.laue.geometry import Calibration, DetectorArea
-from pipelines.laue.indexing.match import Scene
+from pipelines.laue.indexing.match import CELL_PX, Scene
 from pipelines.laue.indexing.vote import AngleTable, build_angle_table
 from pipelines.laue.reflections import build_reflections
 
@@ -55,6 +55,8 @@ class IndexingParameters:
         for name in ("angle_tolerance_deg", "match_radius_px", "max_strain"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} {getattr(self, name)}: expected more than 0")
+        if self.match_radius_px > CELL_PX:
+            raise ValueError(f"match_radius_px {self.match_radius_px}: expected at most {CELL_PX:g}")
         for name in ("max_crystals", "max_spots", "max_voters", "max_seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: expected 1 or more")

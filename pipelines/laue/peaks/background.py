@@ -119,7 +119,7 @@ class Pixels:
             saturation = params.saturation
         saturation = float(np.float32(saturation))  # as the kernels compare
         if dtype.name not in rows.PIXEL_TYPES:
-            dtype = np.dtype(np.int16 if dtype.itemsize == 1 else np.float64)
+            dtype = np.dtype(np.int32 if dtype.itemsize <= 2 and kind != "f" else np.float64)
         pixels = np.require(image, dtype=dtype, requirements=["C", "A"])
         if usable is not None and usable.shape != image.shape:
             raise BadFrame(f"the mask of shape {usable.shape} does not fit the frame of shape {image.shape}")

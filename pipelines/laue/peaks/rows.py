@@ -29,7 +29,8 @@ KERNEL_NORM = float(np.sum(_TAPS**2))
 KERNEL_SKEW = float((np.sum(_TAPS**3) / np.sum(_TAPS**2)) ** 2)
 """sum k³ / sum k² in two dimensions; see `poisson_excess`."""
 
-PIXEL_TYPES = ("uint8", "uint16", "uint32", "int16", "int32", "float32", "float64")
+PIXEL_TYPES = ("uint16", "uint32", "int32", "float32", "float64")
+"""Each has kernels of its own, whose compilation a first start waits for; others are converted."""
 LARGEST = 3.0e38
 """Pixels beyond it count as infinite in float32."""
 

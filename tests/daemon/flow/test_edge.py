@@ -29,6 +29,30 @@ def test_drop_newest_hands_back_what_came() -> None:
     assert e.get_many(2) == [0, 1]
 
 
+@pytest.mark.parametrize("policy", ["drop-oldest", "drop-newest"])
+def test_what_waits_is_bounded_in_bytes_too(policy: str) -> None:
+    table = EdgeTable(policy=policy, depth=100, mib=10)  # type: ignore[arg-type]
+    e: Edge[int] = Edge("test", table, weigh=lambda mib: mib << 20)
+    sizes = [4, 4, 4, 4, 1, 9, 30, 2]
+    dropped = [d.item for s in sizes if (d := e.put(s))]
+    kept = e.get_many(100)
+    assert sorted(dropped + kept) == sorted(sizes)
+    assert sum(kept) <= 10
+    # However large it is, one item finds room.
+    assert e.put(30) is None
+    assert e.get_many(1) == [30]
+
+
+def test_a_blocking_edge_waits_for_room_in_bytes() -> None:
+    e: Edge[int] = Edge("test", EdgeTable(depth=100, mib=10), weigh=lambda mib: mib << 20)
+    assert e.put(6) is None
+    dropped = e.put(5, timeout=0.01)
+    assert dropped is not None
+    assert "full (1), no room in 0.01 s" in dropped.reason
+    assert e.get_many(1) == [6]
+    assert e.put(5, timeout=0.01) is None
+
+
 def test_decimate_keeps_every_nth_from_the_first() -> None:
     e = edge("decimate", depth=10, keep_every=3)
     dropped = [d.item for n in range(10) if (d := e.put(n))]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from daemon.flow.ledger import Ledger, Series
 from daemon.flow.ledger_store import audit
-from daemon.flow.series import SeriesTracker, Taken
+from daemon.flow.series import MOST_UNANNOUNCED, SeriesTracker, Taken
 from daemon.sinks.base import SeriesOpened
 from daemon.sources.base import Arrival, Bad, Event, Exhausted, Idle, SeriesEnd, SeriesStart
 from grainwatch.config import ScanTable
@@ -150,6 +150,48 @@ def test_bad_messages_with_and_without_a_number(bench: Bench) -> None:
     assert (totals["failed"], totals["dropped"], totals["received"]) == (4, 1, 5)
     bench.take(SeriesEnd("1/a"))
     assert bench.totals["missing"] == 3
+
+
+def test_what_is_no_frame_of_a_channel_makes_no_frames_missing(bench: Bench) -> None:
+    taken = bench.take(
+        SeriesStart("1/a", 3, channels=("low", "high")),
+        *(image(n, channel=c) for n in range(3) for c in ("low", "high")),
+        Bad("garbage"),
+        image(0, channel="low"),
+        image(1, channel="odd"),
+        SeriesEnd("1/a"),
+        image(2, channel="odder"),
+    )
+    bench.finish(*taken)
+    assert (bench.totals["received"], bench.totals["done"]) == (10, 7)
+    assert (bench.totals["failed"], bench.totals["dropped"], bench.totals["missing"]) == (2, 1, 0)
+
+
+def test_a_message_that_failed_as_a_whole_fails_the_frame_in_all_channels(tmp_path: Path) -> None:
+    dead = Bench(tmp_path / "ledger.sqlite")
+    dead.finish(*dead.take(SeriesStart("1/a", 2, channels=("low", "high")), image(0, channel="low")))
+    dead.ledger._flush()
+    # Also after a restart in mid-series, when no start says which channels there are.
+    bench = Bench(tmp_path / "ledger.sqlite")
+    bench.take(Bad("truncated", "1/a", 1), SeriesEnd("1/a"))
+    totals = bench.totals
+    assert (totals["failed"], totals["done"], totals["missing"]) == (2, 1, 1)
+    bench.close()
+
+
+def test_channels_that_nobody_announced_cannot_go_on_for_ever(bench: Bench) -> None:
+    taken = bench.take(SeriesStart("1/a", 1), *(image(0, channel=f"c{n}") for n in range(100)))
+    assert len(taken) == MOST_UNANNOUNCED
+    bench.finish(*taken)
+    assert bench.totals["failed"] == 100 - MOST_UNANNOUNCED
+
+
+@pytest.mark.parametrize("number", [5_000_000, 40])
+def test_a_number_far_beyond_those_announced_makes_none_missing(bench: Bench, number: int) -> None:
+    bench.finish(*bench.take(SeriesStart("1/a", 10), image(0), image(number)))
+    assert f"number {number} makes no sense, expected 0 to 9" in bench.tracker.last_error
+    bench.take(SeriesEnd("1/a"))
+    assert (bench.totals["failed"], bench.totals["missing"]) == (1, 9)
 
 
 @pytest.mark.parametrize("number", [-1, 2**62])

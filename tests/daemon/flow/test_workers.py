@@ -200,6 +200,16 @@ def test_workers_that_die_before_they_are_warm_are_not_started_for_ever(tmp_path
     assert workers.pids() == []
 
 
+def test_a_worker_that_hangs_while_it_gets_ready_is_killed_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemon.flow.workers.BACKOFF_S", (0.1, 0.1))
+    workers = executor(tmp_path, workers=1, daemon="start_timeout_s = 0.5", pipeline='broken = "slow"')
+    with pytest.raises(ConfigError, match=r"was not ready 0\.5 s after its start; killed"):
+        workers.start()
+    assert workers.pids() == []
+
+
 def test_a_stop_leaves_no_process_and_no_open_future(tmp_path: Path) -> None:
     workers = executor(tmp_path, daemon="", pipeline="")
     workers.start()

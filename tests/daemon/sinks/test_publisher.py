@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.sinks import catch_up, publisher, results_file
+from daemon.sinks import catch_up, publisher, results_file, stored_results
 from daemon.sinks.base import SeriesClosed, SeriesOpened, SinkContext
 from daemon.sinks.message_ring import MessageRing, Sent
 from daemon.sinks.simulator import published, synthetic_health, synthetic_result
@@ -213,6 +214,27 @@ def test_numbers_that_begin_anew_do_not_mix_with_the_past(
     assert [s.seq for s in stored.by_seq(0, 10**6)] == [10]
     assert stored.last_seq() == 10
     assert [s.seq for s in stored.by_series(A, None, 0)] == [500]
+
+
+def test_thousands_of_files_are_read_with_few_open_and_a_bounded_index(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uids = [f"{n:02d}".ljust(32, "f") for n in range(40)]
+    for n, uid in enumerate(uids):
+        seqs = range(10 * n + 1, 10 * n + 11)
+        store(tmp_path, [synthetic_result(s % 10, rng, seq=s, series_uid=uid) for s in seqs], uid, 1000.0 + n)
+    monkeypatch.setattr(stored_results, "INDEX_ROWS", 50)
+    stored = StoredResults(tmp_path, "beamline")
+    most_open = 0
+    found = []
+    for sent in stored.by_seq(0, 10**6):
+        found.append(sent.seq)
+        open_now = [os.readlink(fd) for fd in Path("/proc/self/fd").iterdir() if os.path.islink(fd)]
+        most_open = max(most_open, sum(str(tmp_path) in target for target in open_now))
+    assert found == list(range(1, 401))
+    assert 1 <= most_open <= 2
+    assert sum(len(known.index) for known in stored._known.values()) <= 50 + 10
+    assert [s.seq for s in stored.by_series(uids[3], (2, 4), 0)] == [32, 33, 34]
 
 
 def test_broken_files_are_passed_over(

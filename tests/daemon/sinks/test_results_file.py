@@ -365,3 +365,12 @@ def test_files_that_are_no_results_are_named(tmp_path: Path) -> None:
         with pytest.raises(ResultsFileError, match=reason) as caught:
             list(read_results(path))
         assert str(path) in str(caught.value)
+
+
+def test_parts_of_a_series_come_in_order(tmp_path: Path) -> None:
+    base = f"laue-20260921T141320Z-{UID[:8]}"
+    parts = [f"{base}.h5", *(f"{base}-part{n}.h5" for n in range(2, 12)), "laue-20260922T000000Z-ffffffff.h5"]
+    for name in sorted(parts):
+        (tmp_path / name).touch()
+    assert [path.name for path in results_files(tmp_path)] == parts
+    assert [path.name for path in results_files(tmp_path, UID)] == parts[:-1]
