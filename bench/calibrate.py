@@ -136,7 +136,7 @@ def _real_frames(report: Report, folder: Path) -> None:
             "px",
             peer=f"against LaueTools' calibration: {shown}",
             conditions=f"{len(fit.spots)} of {fit.expected} spots, start dd 75 mm, centre in the middle, no"
-            f" tilt; an unstrained crystal looks as strained with probability {fit.unstrained_probability:.1g}",
+            f" tilt; unstrained crystals look as strained with probability {fit.unstrained_probability:.1g}",
             data={"difference": difference, "sigma": fit.sigma.tolist()},
         )
 
@@ -259,6 +259,6 @@ def _drift(report: Report) -> None:
         report.add(
             f"drift watch: frames until {words} is found",
             float(np.median(delays)),
-            conditions=f"1e5 frames between false alarms; moved by then: {rate * float(np.median(delays)):.2f} px",
+            conditions=f"1e5 frames between false alarms; {rate * float(np.median(delays)):.2f} px by then",
             data={"delays": delays},
         )
