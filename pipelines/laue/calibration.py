@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.laue.calibration_fit import (
+    CORE_MEDIANS,
+    CORE_VARIANCE,
     NAMES,
     PARAMETERS,
     WITH_DEPTH,
@@ -40,9 +42,6 @@ NOMINAL_PIXEL_MM = {"sCMOS": 0.0734, "MARCCD165": 0.079142}
 
 _ROUNDS = 30
 _CONVERGED = 0.01  # a step below this share of every sigma
-_CORE = 3.0
-"""Pairs farther apart than this many medians are left out of the fit: 0.2 % of normal residuals, which
-changes the scale by 1 %; overlapping and deformed spots lie beyond."""
 _SPOTS_FOR_DEPTH = 20
 _DEEPEST_MM = 1.0
 _DEPTH_SIGMAS = 5.0
@@ -381,7 +380,9 @@ class Calibrator:
     def _core(matches: Matches) -> Matches:
         if len(matches) == 0:
             return matches
-        return matches.take(matches.distance_px <= _CORE * float(np.median(matches.distance_px)) + 1e-6)
+        return matches.take(
+            matches.distance_px <= CORE_MEDIANS * float(np.median(matches.distance_px)) + 1e-6
+        )
 
     @staticmethod
     def _covariance(
@@ -404,7 +405,7 @@ class Calibrator:
             start=self.start,
             rotation=geometry.rotation,
             depth_mm=geometry.depth_mm,
-            covariance=covariance,
+            covariance=covariance / CORE_VARIANCE,
             xy_px=xy,
             residual_px=residual,
             hkl=self._phase.scene.reflections.hkl[used.reflection].astype(np.int64) * used.order[:, None],

@@ -33,6 +33,14 @@ PARAMETERS = 8
 WITH_DEPTH = 9
 """The same and the depth at 15 keV, mm."""
 
+CORE_MEDIANS = 3.0
+"""Spots farther from their computed positions than this many medians are left out of a fit: one in 512 of
+normal errors; overlapping and deformed spots lie beyond."""
+
+CORE_VARIANCE = 1.0 - CORE_MEDIANS**2 * np.log(2.0) / (2.0**CORE_MEDIANS**2 - 1.0)
+"""What the cut leaves of the variance of normal errors: distances follow Rayleigh's law, whose share beyond
+m medians is 2^(−m²)."""
+
 _RAD_PER_DEG = np.pi / 180.0
 _LEAST_DIAGONAL = 1e-9  # of the normal matrix scaled to ones: below it a combination is undetermined
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.special import chndtr
 
-from pipelines.laue.calibration_fit import Geometry, linearise
+from pipelines.laue.calibration_fit import CORE_MEDIANS, CORE_VARIANCE, Geometry, linearise
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -35,7 +35,6 @@ in single frames."""
 _DIMENSIONS = 3
 _FITTED = (0, 1, 2, 5, 6, 7)  # dd, xcen, ycen, rotation: columns of `linearise`
 _STATES = 120
-_CORE = 3.0
 _FEWEST_SPOTS = 6
 
 
@@ -50,7 +49,7 @@ class Observation:
     unit_covariance : (3, 3) float64
         For residuals of 1 px in x and in y.
     square_sum_px2 : float
-        Of the residuals that remain.
+        Of the residuals that remain, corrected for the outliers that were left out.
     freedom : int
         Their number less that of the parameters.
     """
@@ -126,12 +125,12 @@ def observe(
             raise ValueError(f"{np.count_nonzero(keep)} spots do not determine a drift: they lie too close")
         left = residual - jacobian @ (step * scale)
         distance = np.hypot(left[:, 0], left[:, 1])
-        used, keep = keep, distance <= _CORE * float(np.median(distance)) + 1e-9
+        used, keep = keep, distance <= CORE_MEDIANS * float(np.median(distance)) + 1e-9
     inverse = np.linalg.inv((a * scale).T @ (a * scale)) * np.outer(scale, scale)
     return Observation(
         (step * scale)[:_DIMENSIONS],
         np.asarray(inverse[:_DIMENSIONS, :_DIMENSIONS]),
-        float(np.sum(np.square(left[used]))),
+        float(np.sum(np.square(left[used]))) / CORE_VARIANCE,
         2 * int(np.count_nonzero(used)) - len(_FITTED),
     )
 
