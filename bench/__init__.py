@@ -32,6 +32,7 @@ BENCHES = (
     Bench(
         "indexing", "bench.indexing", "peaks to refined crystals: time, found, false, misorientation, strain"
     ),
+    Bench("calibrate", "bench.calibrate", "calibration: converged starts, residual, sigmas; drift watch"),
     Bench("maps", "bench.maps", "map points a second, grains linked"),
     Bench("source", "bench.source", "decoding of detector messages"),
     Bench("ledger", "bench.ledger", "frames a second that the ledger holds"),

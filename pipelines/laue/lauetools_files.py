@@ -175,15 +175,21 @@ def write_det(
     orientation_matrix: npt.ArrayLike | None = None,
     material: str = "",
     note: str = "grainwatch",
+    when: str = "an unstated time",
+    data_file: str = "",
 ) -> None:
-    """Write a calibration that LaueTools reads; `orientation_matrix` as in `DetFile`."""
+    """Write a calibration that LaueTools reads.
+
+    `orientation_matrix` as in `DetFile`; `note`, `when` and `data_file` say with what program, when and
+    from which frame it was made.
+    """
     numbers = [_full(v) for v in (*calibration.to_lauetools(), calibration.pixel_size_mm)]
     rows, columns = calibration.shape
     text = [
         ", ".join([*numbers, str(rows), str(columns)]),
         "Sample-Detector distance(IM), xO, yO, angle1, angle2, pixelsize, dim1, dim2",
-        f"Calibration done with {material or 'unknown'} at an unstated time with {note}",
-        "Experimental Data file: ",
+        f"Calibration done with {material or 'unknown'} at {when} with {note}",
+        f"Experimental Data file: {data_file}",
     ]
     if orientation_matrix is not None:
         matrix = np.asarray(orientation_matrix, dtype=np.float64)

@@ -40,7 +40,7 @@ DEPTH_REFERENCE_KEV = 15.0
 """Energy at which a depth is stated."""
 
 # η = Σ p_k E_k: 11, 22 (both against 33), 23, 13, 12.
-_STRAIN_BASIS = np.array(
+STRAIN_BASIS = np.array(
     [
         [[1, 0, 0], [0, 0, 0], [0, 0, -1]],
         [[0, 0, 0], [0, 1, 0], [0, 0, -1]],
@@ -354,6 +354,6 @@ def strain_sigma(covariance: FloatArray, lab_to_frame: FloatArray) -> FloatArray
     -------
     (3, 3) float64
     """
-    basis = lab_to_frame @ _STRAIN_BASIS @ lab_to_frame.T
+    basis = lab_to_frame @ STRAIN_BASIS @ lab_to_frame.T
     variance = np.einsum("kl,kab,lab->ab", covariance[3:8, 3:8], basis, basis)
     return np.asarray(np.sqrt(variance))

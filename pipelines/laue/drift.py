@@ -1,0 +1,251 @@
+"""Has the detector moved? A sequential watch over frames of a reference crystal.
+
+Each frame gives a small change of (dd, xcen, ycen), fitted to the residuals of its spots together with
+the crystal's rotation (`observe`). `DriftWatch` compares each with all before it. Recursive residuals
+
+    e_t = (x_t − x̄_{t−1}),   cov e_t = C_t + C̄_{t−1},
+
+x̄ the mean of the frames so far weighted by C⁻¹, are independent as long as nothing moves, although the
+true values are unknown (Brown, Durbin & Evans, J. R. Stat. Soc. B 37, 149, 1975). Whitened, they
+feed a multivariate exponentially weighted moving average z_t = λ y_t + (1 − λ) z_{t−1}, and |z| above a
+limit is an alarm (Lowry, Woodall, Champ & Rigdon, Technometrics 34, 46, 1992). The limit follows from
+the mean number of frames between false alarms that is asked for: |z| is a Markov chain, because y has
+no direction (Runger & Prabhu, J. Am. Stat. Assoc. 91, 1701, 1996).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import brentq
+from scipy.special import chndtr
+
+from pipelines.laue.calibration_fit import CORE_MEDIANS, CORE_VARIANCE, Geometry, linearise
+
+FloatArray = npt.NDArray[np.float64]
+
+WATCHED = ("dd_mm", "xcen_px", "ycen_px")
+"""What is followed. Tilts move too rarely, and resemble a shift of the centre too much, to be told apart
+in single frames."""
+
+_DIMENSIONS = 3
+_FITTED = (0, 1, 2, 5, 6, 7)  # dd, xcen, ycen, rotation: columns of `linearise`
+_STATES = 120
+_FEWEST_SPOTS = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What one frame says.
+
+    Attributes
+    ----------
+    change : (3,) float64
+        Of dd (mm), xcen, ycen (px) against the reference.
+    unit_covariance : (3, 3) float64
+        For residuals of 1 px in x and in y.
+    square_sum_px2 : float
+        Of the residuals that remain, corrected for the outliers that were left out.
+    freedom : int
+        Their number less that of the parameters.
+    """
+
+    change: FloatArray
+    unit_covariance: FloatArray
+    square_sum_px2: float
+    freedom: int
+
+
+@dataclass(frozen=True, eq=False)
+class Drift:
+    """Where the detector stands after a frame.
+
+    Attributes
+    ----------
+    frames : int
+        So far.
+    change, sigma : (3,) float64
+        Of dd (mm), xcen, ycen (px): weighted mean of the last 2/λ − 1 frames (exponential weights) less
+        that of the frames that set the baseline.
+    statistic, limit : float
+        |z| and what it must exceed.
+    alarm : bool
+        It did, in this frame or an earlier one: the watch stays alarmed until it is made anew.
+    alarm_frame : int
+        The first frame with an alarm, counted from 0; −1 without.
+    """
+
+    frames: int
+    change: FloatArray
+    sigma: FloatArray
+    statistic: float
+    limit: float
+    alarm: bool
+    alarm_frame: int
+
+
+def observe(
+    reference: Geometry, g: npt.ArrayLike, xy_px: npt.ArrayLike, rotation: npt.ArrayLike
+) -> Observation:
+    """Fit what moved to the spots of one frame.
+
+    Parameters
+    ----------
+    reference : Geometry
+        The calibration that holds; of its crystal only the depth counts.
+    g : (n, 3) array
+        B0 hkl of each spot.
+    xy_px : (n, 2) array
+        Measured positions.
+    rotation : (3, 3) array
+        R of the crystal in this frame, good to 0.2 deg; the crystal may turn between frames.
+
+    Raises
+    ------
+    ValueError
+        If the spots do not determine the change.
+    """
+    vectors, xy = np.asarray(g, dtype=np.float64), np.asarray(xy_px, dtype=np.float64)
+    start = Geometry(reference.calibration, np.asarray(rotation, dtype=np.float64), reference.depth_mm)
+    computed, jacobian = linearise(start, vectors)
+    residual, jacobian = xy - computed, jacobian[:, :, _FITTED]
+    keep = np.ones(len(xy), dtype=bool)
+    # One outlier less biases the next fit less; two rounds settle it.
+    for _ in range(3):
+        if np.count_nonzero(keep) < _FEWEST_SPOTS:
+            raise ValueError(f"{np.count_nonzero(keep)} spots are too few to see a drift")
+        a, b = jacobian[keep].reshape(-1, len(_FITTED)), residual[keep].ravel()
+        scale = 1.0 / np.linalg.norm(a, axis=0)
+        step, _, rank, _ = np.linalg.lstsq(a * scale, b, rcond=1e-6)
+        if rank < len(_FITTED):
+            raise ValueError(f"{np.count_nonzero(keep)} spots do not determine a drift: they lie too close")
+        left = residual - jacobian @ (step * scale)
+        distance = np.hypot(left[:, 0], left[:, 1])
+        used, keep = keep, distance <= CORE_MEDIANS * float(np.median(distance)) + 1e-9
+    inverse = np.linalg.inv((a * scale).T @ (a * scale)) * np.outer(scale, scale)
+    return Observation(
+        (step * scale)[:_DIMENSIONS],
+        np.asarray(inverse[:_DIMENSIONS, :_DIMENSIONS]),
+        float(np.sum(np.square(left[used]))) / CORE_VARIANCE,
+        2 * int(np.count_nonzero(used)) - len(_FITTED),
+    )
+
+
+class DriftWatch:
+    """Follows observations of one crystal and says when the detector has moved.
+
+    Parameters
+    ----------
+    frames_between_false_alarms : float
+        Mean number of frames until a stream without drift raises an alarm.
+    memory : float
+        λ in (0, 1]: small finds slow and small drifts, large finds jumps sooner.
+    jitter : (3,) array, optional
+        Standard deviations of dd (mm), xcen, ycen (px) from frame to frame that are no drift
+        (a beam that trembles); added to those that follow from the spots.
+    """
+
+    def __init__(
+        self,
+        frames_between_false_alarms: float = 1e5,
+        memory: float = 0.1,
+        jitter: npt.ArrayLike = (0.0, 0.0, 0.0),
+    ) -> None:
+        if not 0.0 < memory <= 1.0:
+            raise ValueError(f"memory {memory}: expected more than 0, at most 1")
+        if not 10.0 <= frames_between_false_alarms <= 1e9:
+            raise ValueError(
+                f"frames_between_false_alarms {frames_between_false_alarms:g}: expected 10 to 1e9"
+            )
+        self._jitter = np.diag(np.square(np.asarray(jitter, dtype=np.float64)))
+        self._lambda = memory
+        self.limit = alarm_limit(frames_between_false_alarms, memory, _DIMENSIONS)
+        self._frames = 0
+        self._alarm_frame = -1
+        self._square_sum, self._freedom = 0.0, 0
+        self._precision, self._weighted = np.zeros((3, 3)), np.zeros(3)
+        self._z = np.zeros(3)
+        self._recent, self._recent_covariance, self._recent_weight = np.zeros(3), np.zeros((3, 3)), 0.0
+
+    def update(self, seen: Observation) -> Drift:
+        """Take in a frame."""
+        # The noise of all frames so far is known better than that of one.
+        self._square_sum += seen.square_sum_px2
+        self._freedom += seen.freedom
+        variance = self._square_sum / max(self._freedom, 1)
+        covariance = seen.unit_covariance * variance + self._jitter
+        mean, mean_covariance = seen.change, covariance
+        if self._frames:
+            mean_covariance = np.linalg.inv(self._precision)
+            mean = mean_covariance @ self._weighted
+            lower = np.linalg.cholesky(covariance + mean_covariance)
+            y = np.linalg.solve(lower, seen.change - mean)
+            self._z = self._lambda * y + (1.0 - self._lambda) * self._z
+        statistic = float(np.linalg.norm(self._z))
+        if statistic > self.limit and self._alarm_frame < 0:
+            self._alarm_frame = self._frames
+        keep = 1.0 - self._lambda
+        self._recent = keep * self._recent + self._lambda * seen.change
+        self._recent_covariance = keep**2 * self._recent_covariance + self._lambda**2 * covariance
+        self._recent_weight = keep * self._recent_weight + self._lambda
+        if self._alarm_frame < 0:  # what comes after a move must not creep into the baseline
+            precision = np.linalg.inv(covariance)
+            self._precision = self._precision + precision
+            self._weighted = self._weighted + precision @ seen.change
+        self._frames += 1
+        baseline = np.linalg.solve(self._precision, self._weighted)
+        sigma = np.sqrt(
+            np.diag(self._recent_covariance) / self._recent_weight**2
+            + np.diag(np.linalg.inv(self._precision))
+        )
+        return Drift(
+            self._frames,
+            self._recent / self._recent_weight - baseline,
+            np.asarray(sigma),
+            statistic,
+            self.limit,
+            self._alarm_frame >= 0,
+            self._alarm_frame,
+        )
+
+
+def frames_to_false_alarm(limit: float, memory: float, dimensions: int) -> float:
+    """Return the mean number of steps until |z| first exceeds a limit, from z = 0, without drift.
+
+    Parameters
+    ----------
+    limit : float
+        On |z|.
+    memory : float
+        λ.
+    dimensions : int
+        Of the standard normal y.
+    """
+    # States are rings of |z|; |z'|²/λ² is a noncentral χ² about the ring's middle.
+    width = 2.0 * limit / (2 * _STATES - 1)
+    middle = np.arange(_STATES) * width
+    edges = (np.arange(_STATES) + 0.5) * width
+    noncentral = np.square((1.0 - memory) * middle / memory)
+    below = chndtr(np.square(edges / memory)[None, :], float(dimensions), noncentral[:, None])
+    transition = np.diff(below, axis=1, prepend=0.0)
+    lengths = np.linalg.solve(np.eye(_STATES) - transition, np.ones(_STATES))
+    return float(lengths[0])
+
+
+@cache
+def alarm_limit(frames: float, memory: float, dimensions: int) -> float:
+    """Return the limit on |z| with this mean number of frames between false alarms."""
+    spread = math.sqrt(memory / (2.0 - memory))  # standard deviation of a component of z in the long run
+
+    def excess(limit: float) -> float:
+        return math.log(frames_to_false_alarm(limit * spread, memory, dimensions) / frames)
+
+    # Steps of 1: far beyond the answer the mean would be no finite number.
+    high = 1.0
+    while excess(high) < 0.0:
+        high += 1.0
+    return float(brentq(excess, high - 1.0 + 1e-6, high, xtol=1e-6)) * spread
