@@ -16,7 +16,7 @@ from pathlib import Path
 from bench import BENCHES, Bench
 from bench.report import OUT, ROOT, Report
 
-VERSIONS_OF = ("grainwatch", "numpy", "scipy", "numba", "h5py", "pyzmq", "dectris-compression")
+VERSIONS_OF = ("grainwatch", "numpy", "scipy", "numba", "h5py", "pyzmq", "bitshuffle")
 
 
 def main(arguments: list[str] | None = None) -> int:

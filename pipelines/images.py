@@ -17,9 +17,9 @@ import bitshuffle
 import lz4.block
 import numpy as np
 import numpy.typing as npt
-from dectris.compression import decompress
 
 from pipelines.frame import BadFrame, Image
+from pipelines.kernels import kernel
 
 ALGORITHMS: Final = ("none", "lz4", "bslz4")
 ORDERS: Final = ("C", "F")
@@ -33,8 +33,8 @@ MAX_BLOCK_BYTES: Final = (1 << 31) - 1
 _HEADER: Final = struct.Struct(">QI")
 _LENGTH: Final = struct.Struct(">I")
 
-# How many blocks of a blob that did not decode are looked at to say why: a bound on the time.
-_BLOCKS_EXPLAINED: Final = 1 << 16
+#: More lz4 blocks than this are no image: each costs a call.
+MAX_LZ4_BLOCKS: Final = 1 << 16
 
 # Bitshuffle transposes groups of eight elements; a rest of fewer is stored as it is.
 _GROUP: Final = 8
@@ -171,32 +171,85 @@ class EncodedImage:
                 )
         return int(declared)
 
-    def _decoded(self) -> memoryview | bytes:
+    def _decoded(self) -> memoryview | bytearray:
         if self.algorithm == "none":
             return self.data
+        declared, block = _HEADER.unpack_from(self.data)
+        element = self._shuffled_bytes()
+        # The shuffle leaves a rest of fewer than eight elements as it is, behind the last block.
+        rest = declared % (_GROUP * element) if self.algorithm == "bslz4" else 0
+        blob = np.frombuffer(self.data, dtype=np.uint8)
+        self._check_blocks(blob, declared - rest, block, rest)
+        return (
+            self._unshuffled(blob, declared, block, element)
+            if self.algorithm == "bslz4"
+            else self._unpacked(block)
+        )
+
+    def _check_blocks(self, blob: npt.NDArray[np.uint8], packed: int, block: int, rest: int) -> None:
+        # The decompressor trusts the length of a block: all of them must lie inside the blob.
+        blocks = -(-packed // block)
+        number, missing = _walk(blob, _HEADER.size, blocks)
+        if number < blocks:
+            raise BadFrame(
+                f"{self.algorithm} blob: truncated: {missing} bytes of block {number} of {blocks} are missing"
+            )
+        if missing + rest != 0:
+            raise BadFrame(
+                f"{self.algorithm} blob: {-missing} bytes after the last of {blocks} blocks, expected {rest}"
+            )
+
+    def _unshuffled(self, blob: npt.NDArray[np.uint8], declared: int, block: int, element: int) -> memoryview:
+        count, over = divmod(declared, element)
+        if over:
+            raise BadFrame(
+                f"bslz4 blob declares {declared} bytes, which are no whole elements of {element} bytes"
+            )
         try:
-            decoded: bytes = decompress(self.data, self.algorithm, elem_size=self._shuffled_bytes())
+            decoded = bitshuffle.decompress_lz4(
+                blob[_HEADER.size :], (count,), np.dtype(f"V{element}"), block // element
+            )
         except (RuntimeError, ValueError, MemoryError) as error:
-            raise BadFrame(f"{self.algorithm} blob: {self._why() or error}") from error
+            raise BadFrame("bslz4 blob: a block does not decompress to its size") from error
+        return memoryview(decoded.view(np.uint8))
+
+    def _unpacked(self, block: int) -> bytearray:
+        declared = _HEADER.unpack_from(self.data)[0]
+        if declared > block * MAX_LZ4_BLOCKS:
+            raise BadFrame(f"lz4 blob has blocks of {block} bytes, too small for {declared} bytes of pixels")
+        decoded = bytearray(declared)
+        at = _HEADER.size
+        for start in range(0, declared, block):
+            size = min(block, declared - start)
+            length = int(_LENGTH.unpack_from(self.data, at)[0])
+            piece = self.data[at + _LENGTH.size : at + _LENGTH.size + length]
+            at += _LENGTH.size + length
+            try:
+                # A block that would not shrink is stored bare.
+                plain = piece if length == size else lz4.block.decompress(piece, uncompressed_size=size)
+            except (lz4.block.LZ4BlockError, MemoryError) as error:
+                raise BadFrame("lz4 blob: a block does not decompress to its size") from error
+            if len(plain) != size:
+                raise BadFrame("lz4 blob: a block does not decompress to its size")
+            decoded[start : start + size] = plain
         return decoded
 
-    def _why(self) -> str:
-        """Walk over the blocks of a blob that did not decode and say what is wrong."""
-        declared, block = _HEADER.unpack_from(self.data)
-        rest = declared % (_GROUP * self._shuffled_bytes()) if self.algorithm == "bslz4" else 0
-        full, last = divmod(declared - rest, block)
-        blocks = full + bool(last)
-        at, end = _HEADER.size, self.data.nbytes
-        for number in range(min(blocks, _BLOCKS_EXPLAINED)):
-            if at + _LENGTH.size > end:
-                return f"truncated: {number} of {blocks} blocks in {end} bytes"
-            length = int(_LENGTH.unpack_from(self.data, at)[0])
-            at += _LENGTH.size + length
-            if at > end:
-                return f"truncated: block {number} of {blocks} has {length} bytes, {at - end} of them missing"
-        if blocks <= _BLOCKS_EXPLAINED and at + rest != end:
-            return f"{end - at} bytes after the last of {blocks} blocks, expected {rest}"
-        return "a block does not decompress to its size"
+
+@kernel("UniTuple(int64, 2)(Array(uint8, 1, 'C', readonly=True), int64, int64)")
+def _walk(blob: npt.NDArray[np.uint8], at: int, blocks: int) -> tuple[int, int]:
+    # From block to block. How many lie inside the blob, and how many bytes of the next one are
+    # missing (below 0: bytes that are left behind the last block).
+    end = blob.shape[0]
+    for number in range(blocks):
+        if at + 4 > end:
+            return number, at + 4 - end
+        length = 0
+        for i in range(4):
+            length = 256 * length + blob[at + i]
+        at += 4 + length
+        if at > end:
+            return number, at - end
+    return blocks, at - end
 
 
 def _stored_type(pixel_type: str) -> np.dtype[Any]:
