@@ -295,8 +295,9 @@ def refine(
     if not good or not np.all(np.isfinite(m)):
         return None
     freedom = 2 * n - parameters
-    if freedom > 0:
-        scale = float(np.sum(weight * np.square(residual))) / freedom
+    if freedom > 2:
+        # The variance is itself estimated: the parameters follow Student's t, whose variance this is.
+        scale = float(np.sum(weight * np.square(residual))) / (freedom - 2)
         covariance = np.asarray(np.linalg.inv(normal[:parameters, :parameters]) * scale, dtype=np.float64)
     else:
         covariance = np.full((parameters, parameters), np.nan)
