@@ -8,7 +8,9 @@ warm`` does it at installation); later starts load machine code from the cache d
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -28,6 +30,7 @@ def cache_dir() -> Path:
 os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_dir() / "numba"))
 
 import numba  # noqa: E402
+from numba.core import event  # noqa: E402
 
 
 def kernel(signature: str | list[str], *, inline: bool = False, fastmath: bool = False) -> Callable[[F], F]:
@@ -51,3 +54,23 @@ def kernel(signature: str | list[str], *, inline: bool = False, fastmath: bool =
         forceinline=inline,
     )
     return cast(Callable[[F], F], decorate)
+
+
+@dataclass(frozen=True)
+class _Listener:
+    told: Callable[[], None]
+
+    def notify(self, heard: Any) -> None:
+        if heard.is_start:
+            self.told()
+
+
+# Numba takes listeners of this class only, which has no types to inherit from.
+event.Listener.register(_Listener)
+
+
+@contextmanager
+def compilations(told: Callable[[], None]) -> Iterator[None]:
+    """Call `told` before each kernel that is compiled within, not for one that the cache holds."""
+    with event.install_listener("numba:compile", _Listener(told)):
+        yield

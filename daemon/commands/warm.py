@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import pkgutil
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +19,7 @@ import pipelines
 from daemon.commands.run import enter_folder_of
 from daemon.flow.plugins import build_pipelines
 from grainwatch.config import ConfigError, read_config
-from pipelines.kernels import cache_dir
+from pipelines.kernels import cache_dir, compilations
 
 
 def warm(
@@ -24,28 +28,54 @@ def warm(
     ] = None,
 ) -> None:
     """Fill the cache of compiled kernels ($GRAINWATCH_CACHE_DIR or ~/.cache/grainwatch)."""
+    began = time.perf_counter()
+    with announced() as announcement:
+        folder = compile_kernels()
+        if config is not None:
+            parsed, config_hash = read_config(config)
+            enter_folder_of(config)
+            build_pipelines(parsed, config_hash, str(config))
+    if announcement.made:
+        print(f"compiled in {time.perf_counter() - began:.0f} s, into {folder}")
+    else:
+        print(f"nothing to compile, all kernels are in {folder}")
+
+
+def compile_kernels() -> Path:
+    """Compile what is not compiled yet; return the folder of the cache.
+
+    Raises
+    ------
+    ConfigError
+        If that folder cannot be made or written.
+    """
     folder = Path(os.environ["NUMBA_CACHE_DIR"]).absolute()
     _check_writable(folder)
-    begin, before = time.perf_counter(), _kernels(folder)
-    modules = 0
     for module in pkgutil.walk_packages(pipelines.__path__, "pipelines."):
         if not module.name.endswith("__main__"):
             import_module(module.name)
-            modules += 1
-    if config is not None:
-        parsed, config_hash = read_config(config)
-        enter_folder_of(config)
-        build_pipelines(parsed, config_hash, str(config))
-    new = len(_kernels(folder) - before)
-    print(
-        f"{modules} modules, {new} kernels compiled in {time.perf_counter() - begin:.1f} s,"
-        f" {len(_kernels(folder))} in {folder}"
-    )
+    return folder
 
 
-def _kernels(folder: Path) -> set[Path]:
-    """Return the machine code files of the cache."""
-    return set(folder.rglob("*.nbc"))
+@dataclass
+class Announcement:
+    """Says once, before the first kernel is compiled, that it takes a while."""
+
+    made: bool = False
+
+    def make(self) -> None:
+        """Say it on standard error, unless it was said."""
+        if not self.made:
+            self.made = True
+            print("compiling kernels (about a minute the first time) ...", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def announced() -> Iterator[Announcement]:
+    """Announce a compilation within, and nothing when all is compiled."""
+    announcement = Announcement()
+    with compilations(announcement.make):
+        yield announcement
 
 
 def _check_writable(folder: Path) -> None:

@@ -42,9 +42,11 @@ class Config(Table, frozen=True, kw_only=True):
         Where older results are read from: the folder of the sink "hdf5".
     high_water_mark : int
         Messages that wait for one slow subscriber before its next ones are dropped.
-    ring_messages, ring_mib : int
-        How much is kept in memory to catch up from. It must hold what is published within the
-        flush_s of the sink "hdf5".
+    ring_messages : int
+        How many of the last messages are kept in memory to catch up from. They must hold what is
+        published within the flush_s of the sink "hdf5".
+    ring_mib : int
+        How many MiB these messages take together at most; the oldest leave first.
     edge : EdgeTable
         By default the oldest messages give way: they can be asked for afterwards.
     """

@@ -44,8 +44,10 @@ class Config(Table, frozen=True, kw_only=True):
         Where a primary publishes each message again as it came, for taps ("" for nowhere).
     high_water_mark : int
         Messages that may wait in the socket; a primary's detector keeps the others, a tap loses them.
-    max_message_bytes, max_image_bytes : int
-        Larger messages, and images that declare more pixels, are failed without being decoded.
+    max_message_bytes : int
+        A message that is larger, compressed as it came, is failed without being decoded.
+    max_image_bytes : int
+        An image that says it takes more uncompressed is failed before any memory is set aside for it.
     """
 
     address: str
