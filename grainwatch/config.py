@@ -6,9 +6,11 @@ struct, so a new detector brings its keys with it. Errors name the key and what 
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 import tomllib
+from collections.abc import Iterable
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,6 +18,16 @@ from types import ModuleType
 from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
+
+_WORDS = {
+    "array": "a list [...]",
+    "bool": "true or false",
+    "float": "a number",
+    "int": "a whole number",
+    "object": "a table",
+    "str": 'a text in quotes "..."',
+}
+"""How a message calls the types that the checker names."""
 
 
 class ConfigError(ValueError):
@@ -205,8 +217,12 @@ def convert(table: Any, kind: type[Any], where: str) -> Any:
         key = path.rstrip("`").removeprefix("$").removeprefix(".")
         if what.startswith("Invalid enum value"):
             what += _choices(kind, key)
-        if what.startswith("Object contains unknown field"):
-            what += _known_keys(kind, key)
+        elif unknown := re.fullmatch("Object contains unknown field `(.*)`", what):
+            what = f"unknown key `{unknown[1]}`{_known_keys(kind, key, unknown[1])}"
+        elif missing := re.fullmatch("Object missing required field `(.*)`", what):
+            what = f"the key `{missing[1]}` is missing"
+        else:
+            what = _in_plain_words(what)
         at = where if not key else f"{where}.{key}" if ": " in where else f"{where}: {key}"
         raise ConfigError(f"{at}: {what}") from error
 
@@ -219,13 +235,39 @@ def _choices(kind: Any, key: str) -> str:
     return f", expected one of {', '.join(map(repr, choices))}" if choices else ""
 
 
-def _known_keys(kind: Any, key: str) -> str:
-    """Return the keys of the table at `key` ("intake"), for an error, where it is one."""
+def _known_keys(kind: Any, key: str, given: str) -> str:
+    """Return the keys of the table at `key` ("intake"), the one most like `given` first, for an error."""
     for part in filter(None, key.split(".")):
         kind = get_type_hints(kind).get(part) if isinstance(kind, type) else None
+        # An optional table is a union with None.
+        kind = next((k for k in get_args(kind) if isinstance(k, type) and issubclass(k, Table)), kind)
     if not (isinstance(kind, type) and issubclass(kind, Table)):
         return ""
-    return f", expected {', '.join(kind.__struct_fields__)}"
+    keys = kind.__struct_fields__
+    meant = did_you_mean(given, keys)
+    return f"{meant} Known keys: {', '.join(keys)}" if meant else f"; known keys: {', '.join(keys)}"
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Return ": did you mean X?" with the known name most like the given one, "" when none is like it.
+
+    >>> did_you_mean("adress", ["address", "name"])
+    ': did you mean address?'
+    """
+    by_lower_case = {name.lower(): name for name in known}
+    like = difflib.get_close_matches(given.lower(), by_lower_case, n=1, cutoff=0.6)
+    return f": did you mean {by_lower_case[like[0]]}?" if like else ""
+
+
+def _in_plain_words(what: str) -> str:
+    """Return the checker's "Expected `array`, got `str`" with the names that a TOML file's writer knows."""
+    if not what.startswith("Expected `"):
+        return what
+    words = re.sub(
+        r"`([^`]*)`", lambda m: " or ".join(_WORDS.get(k, k) for k in m[1].split(" | ") if k != "null"), what
+    )
+    words = words.replace("a whole number, got a number", "a whole number, got one with a decimal point")
+    return words[0].lower() + words[1:]
 
 
 def load_plugin(group: str, name: str, where: str) -> ModuleType:

@@ -136,6 +136,9 @@ class Crystal(msgspec.Struct, frozen=True):
     grain_id : int
         Number in the map, -1 when not (yet) linked.
     flags : tuple of str
+        "strain_not_refined" (too few spots), "unphysical_strain", "uncertain_strain",
+        "shares_spots" (with a better crystal) and "low_match_rate" (under 0.4: a wrong material or
+        a weak crystal looks so). None of them withdraws the crystal.
     """
 
     material: str

@@ -327,3 +327,11 @@ def _header(header: Mapping[str, Any], file: str) -> dict[str, Any]:
             metadata["file_time"] = value
             break
     return metadata
+
+
+def reason(error: Exception) -> str:
+    """Return what an error says to a user: the file first, and no error numbers."""
+    if not isinstance(error, OSError) or error.filename is None or error.strerror is None:
+        return str(error)
+    absent = isinstance(error, FileNotFoundError)
+    return f"{error.filename}: cannot be read: {'no such file' if absent else error.strerror.lower()}"

@@ -21,6 +21,7 @@ does not match was not completely flushed: it is skipped and counted.
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grainwatch.messages import AnyMessage, LaueResult, decode
+from pipelines.files import reason
 
 LAYOUT = "grainwatch.results/1"
 PATTERN = "*.h5"
@@ -196,9 +198,10 @@ class ResultsFile:
         self.path = Path(path)
         self._index = PayloadIndex() if index is None else index
         try:
+            self.path.open("rb").close()
             self._file = h5py.File(self.path, "r", libver="latest", swmr=True)
         except OSError as error:
-            raise ResultsFileError(f"{self.path}: cannot be opened as HDF5: {error}") from error
+            raise ResultsFileError(_unreadable(self.path, error)) from error
         try:
             entry = self._file.get("entry")
             layout = None if entry is None else entry.attrs.get("schema")
@@ -369,6 +372,17 @@ class ResultsFile:
             dataset.refresh()
         values: npt.NDArray[Any] = dataset[:n]
         return values
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    """Say why a file cannot be opened, without what only the HDF5 library's authors understand."""
+    if error.filename is not None:
+        return reason(error)
+    if not h5py.is_hdf5(path):
+        return f"{path}: cannot be opened as HDF5: it is no HDF5 file"
+    # "Unable to synchronously open file (truncated file: ...)": the brackets hold the reason.
+    inner = re.search(r"\((.*)\)", str(error))
+    return f"{path}: cannot be opened as HDF5: {inner[1] if inner else error}"
 
 
 def read_results(path: Path | str) -> Iterator[LaueResult]:

@@ -89,7 +89,8 @@ def dectris_v2(
         raise ConfigError(f"simulate dectris-v2: {error}") from error
     except zmq.ZMQError as error:
         raise ConfigError(f"simulate dectris-v2: {address} cannot be used: {error.strerror}") from error
-    print(f"{len(files)} files compressed; PUSH on {simulator.address}", file=sys.stderr, flush=True)
+    many = "1 file" if len(files) == 1 else f"{len(files)} files"
+    print(f"{many} compressed; PUSH on {simulator.address}", file=sys.stderr, flush=True)
     report = simulator.run()
     print(json.dumps(asdict(report)) if as_json else str(report), flush=True)
     if not report.complete:

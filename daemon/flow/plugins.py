@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, cast
 
-from grainwatch.config import Config, StreamTable, plugin_config
+from grainwatch.config import Config, ConfigError, StreamTable, plugin_config
 from pipelines.frame import Aggregator, Pipeline, StreamContext
 
 
@@ -21,10 +21,11 @@ class Plugin:
 
 @dataclass(frozen=True, slots=True)
 class PipelinePlugin:
-    """The analysis of one stream."""
+    """The analysis of one stream. `file` leads the errors of its building."""
 
     plugin: Plugin
     context: StreamContext
+    file: str
 
     def build(self) -> Pipeline:
         """Make an instance.
@@ -34,7 +35,13 @@ class PipelinePlugin:
         grainwatch.config.ConfigError
             If what the table names (a calibration, a material) cannot be used.
         """
-        return cast(Pipeline, self.plugin.module.build(self.plugin.config, self.context))
+        try:
+            return cast(Pipeline, self.plugin.module.build(self.plugin.config, self.context))
+        except ConfigError as error:
+            # A pipeline knows the name of its stream, but not of the file.
+            if self.file and not str(error).startswith(self.file):
+                raise ConfigError(f"{self.file}: {error}") from error
+            raise
 
     def aggregator(self, series_uid: str) -> Aggregator | None:
         """Make what sums up a series, where the pipeline has such a thing."""
@@ -59,7 +66,7 @@ def pipeline_plugin(stream: str, table: StreamTable, config_hash: str, where: st
     """Resolve ``[streams.NAME.pipeline]``."""
     at = f"{where}: streams.{stream}.pipeline"
     plugin = Plugin(*plugin_config("pipelines", table.pipeline, at), at)
-    return PipelinePlugin(plugin, StreamContext(stream, config_hash, table.scan))
+    return PipelinePlugin(plugin, StreamContext(stream, config_hash, table.scan), where)
 
 
 def sink_plugins(config: Config, where: str) -> dict[str, Plugin]:

@@ -33,6 +33,9 @@ FloatArray = npt.NDArray[np.float64]
 UNPHYSICAL_SIGMA = 5e-3
 """A strain with a standard deviation above this says nothing, and is flagged."""
 
+LOW_MATCH_RATE = 0.4
+"""A crystal that shows less of its spots is flagged: a wrong material or a weak crystal looks so."""
+
 _MOST_OFF_DETECTOR = 0.5
 """Share of the peaks of a list that may lie off the detector before it is taken for another one's."""
 
@@ -59,7 +62,9 @@ class LaueSettings:
     def __post_init__(self) -> None:
         low, high = self.energy_keV
         if not 0 < low < high < 200:
-            raise ValueError(f"energy_keV: expected 0 < lowest < highest < 200, got {low:g} and {high:g}")
+            raise ValueError(
+                f"energy_keV: expected the lower first, both between 0 and 200 keV, got {low:g} {high:g}"
+            )
         if self.sample_frame not in SAMPLE_FRAMES:
             known = ", ".join(SAMPLE_FRAMES)
             raise ValueError(f"sample_frame: {self.sample_frame!r} is not known; known: {known}")
@@ -170,6 +175,8 @@ class LaueAnalysis:
         if found.shared > 0.2 * len(found.spots):
             flags.append("shares_spots")
         matched = len(found.spots)
+        if matched < LOW_MATCH_RATE * found.expected:
+            flags.append("low_match_rate")
         hkl = reflections.hkl[found.reflections] * found.orders[:, None]
         return Crystal(
             material=material.name,

@@ -16,13 +16,23 @@ import typer
 
 from grainwatch.config import ConfigError
 from grainwatch.messages import to_builtins
-from pipelines.files import expand, read_images
+from pipelines.files import expand, read_images, reason
 from pipelines.frame import BadFrame
 from pipelines.laue.analysis import FrameAnalysis, LaueAnalysis
 from pipelines.laue.lauetools_files import read_cor, read_dat
 from pipelines.laue.pipeline import Config, open_analysis
 
 _PEAK_LISTS = {".cor": read_cor, ".dat": read_dat}
+_OPTIONS = {
+    "materials": "--material",
+    "geometry": "--geometry",
+    "mask": "--mask",
+    "energy_keV": "--energy",
+    "sample_frame": "--sample-frame",
+    "threshold_sigma": "--threshold",
+    "match_radius_px": "--match-radius",
+    "max_false_probability": "--max-false-probability",
+}
 _NOT_IN_LINES = ("spot_indices", "hkl", "grain_id", "strain_crystal")
 
 
@@ -42,7 +52,10 @@ def index(
         Path | None, typer.Option("--plot", help="PNG of the frame; with several frames a number is added.")
     ] = None,
     mask: Annotated[str, typer.Option(help="Image whose non-zero pixels are dead.")] = "",
-    energy: Annotated[tuple[float, float], typer.Option(help="Energy band of the beam, keV.")] = (5.0, 22.0),
+    energy: Annotated[
+        tuple[float, float],
+        typer.Option(help="Energy band of the beam: two numbers in keV, the lower first (--energy 5 22)."),
+    ] = (5.0, 22.0),
     sample_frame: Annotated[str, typer.Option(help='Sample frame: "tilt40" or "lab".')] = "tilt40",
     threshold: Annotated[float, typer.Option(help="Peak threshold in sigmas.")] = 5.3,
     match_radius: Annotated[float, typer.Option(help="Match radius, px.")] = 2.0,
@@ -64,7 +77,7 @@ def index(
         match_radius_px=match_radius,
         max_false_probability=max_false_probability,
     )
-    analysis = open_analysis(config, "index")
+    analysis = open_analysis(config, "index", _OPTIONS)
     if plot is not None:
         _check_plot(plot)
     try:
@@ -114,7 +127,7 @@ def _analyse_file(
             found = analysis.analyse_peaks(peaks.xy_px[order], source=path)
             yield path, None, found, time.perf_counter() - start
         except (OSError, ValueError) as error:
-            yield path, None, error, 0.0
+            yield path, None, BadFrame(reason(error)), 0.0
         return
     try:
         for label, image in read_images(path):
@@ -166,7 +179,8 @@ def _say(label: str, found: FrameAnalysis, seconds: float) -> None:
         summary = "no crystal found"
     else:
         summary = ", ".join(
-            f"{c.material} ({c.spots_matched} of {c.spots_expected} spots, {c.residual_px:.2f} px)"
+            f"{c.material} ({c.spots_matched} of {c.spots_expected} spots, {c.residual_px:.2f} px"
+            f"{''.join(f', {flag}' for flag in c.flags)})"
             for c in found.crystals
         )
     print(f"{label}: {len(found.xy_px)} peaks, {summary}; {seconds * 1e3:.0f} ms", file=sys.stderr)

@@ -19,6 +19,7 @@ import gemmi
 import numpy as np
 import numpy.typing as npt
 
+from grainwatch.config import did_you_mean
 from pipelines import rotations
 
 FloatArray = npt.NDArray[np.float64]
@@ -309,8 +310,10 @@ def load_material(name_or_cif: str | Path) -> Material:
         return _from_cif(path)
     if path.suffix.lower() == ".cif":
         raise FileNotFoundError(f"{path}: no such CIF")
+    meant = did_you_mean(name, material_names())
     raise ValueError(
-        f"material {name!r} is neither built in ({', '.join(material_names())}) nor the path of a CIF"
+        f"material {name!r} is neither built in nor the path of a CIF{meant}"
+        f"{'' if meant else ';'} built in: {', '.join(material_names())}"
     )
 
 

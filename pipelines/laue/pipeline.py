@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from grainwatch import __version__
 from grainwatch.config import ConfigError, Table
 from grainwatch.messages import AnyMessage, ArrayData, LaueResult, ModelInfo, Provenance
+from pipelines.files import reason
 from pipelines.frame import Aggregator, BadFrame, Failure, Frame, StreamContext
 from pipelines.laue.analysis import FrameAnalysis, LaueAnalysis, LaueSettings, read_mask
 from pipelines.laue.crystal import load_material
@@ -128,8 +129,16 @@ def peak_array(found: FrameAnalysis) -> ArrayData:
     return ArrayData.of(table, "<f4")
 
 
-def open_analysis(config: Config, where: str) -> LaueAnalysis:
+def open_analysis(config: Config, where: str, options: Mapping[str, str] | None = None) -> LaueAnalysis:
     """Read materials, calibration and mask.
+
+    Parameters
+    ----------
+    config : Config
+    where : str
+        Leads the errors: "streams.laue.pipeline", "index".
+    options : mapping, optional
+        From keys to what the errors call them instead: {"geometry": "--geometry"}.
 
     Raises
     ------
@@ -137,11 +146,14 @@ def open_analysis(config: Config, where: str) -> LaueAnalysis:
         Naming the key and what was expected.
     """
 
+    def named(key: str) -> str:
+        return f"{where}: {options[key]}" if options and key in options else f"{where}.{key}"
+
     def checked(key: str, error: Exception) -> ConfigError:
-        return ConfigError(f"{where}.{key}: {error}")
+        return ConfigError(f"{named(key)}: {reason(error)}")
 
     if not config.materials:
-        raise ConfigError(f"{where}.materials: expected at least one built-in name or CIF file")
+        raise ConfigError(f"{named('materials')}: expected at least one built-in name or CIF file")
     try:
         calibration = read_det(config.geometry).calibration
     except (OSError, ValueError) as error:
@@ -168,7 +180,11 @@ def open_analysis(config: Config, where: str) -> LaueAnalysis:
         )
         return LaueAnalysis(materials, calibration, DetectorArea.of(calibration, mask), settings)
     except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        # What is wrong with a setting begins with its name.
+        key = str(error).partition(" ")[0].rstrip(":")
+        if key not in config.__struct_fields__:
+            raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(named(key) + str(error).removeprefix(key)) from error
 
 
 def build(config: Config, context: StreamContext) -> LauePipeline:

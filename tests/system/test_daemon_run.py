@@ -297,8 +297,8 @@ def test_a_second_daemon_in_the_same_folder_is_refused(daemon: DaemonProcess) ->
     ("old", "new", "words"),
     [
         ("workers = 2", "workers = -2", ["daemon.workers", "0 or more"]),
-        ("workers = 2", 'workers = "two"', ["daemon.workers", "int"]),
-        ("workers = 2", "wokers = 2", ["wokers"]),
+        ("workers = 2", 'workers = "two"', ["daemon.workers", "a whole number"]),
+        ("workers = 2", "wokers = 2", ["wokers", "did you mean workers?"]),
         (
             "testkit.sources",
             "dectris-v3",

@@ -62,8 +62,12 @@ def test_it_says_what_a_daemon_would_do_and_does_nothing(good: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("geometry.det", "none.det", r"streams\.laue\.pipeline\.geometry: .*none\.det"),
-        ('"Cu"', '"Unobtainium"', r"streams\.laue\.pipeline\.materials: .*Unobtainium"),
+        (
+            "geometry.det",
+            "none.det",
+            r"config\.toml: streams\.laue\.pipeline\.geometry: .*none\.det: cannot be read: no such file$",
+        ),
+        ('"Cu"', '"Unobtainium"', r"config\.toml: streams\.laue\.pipeline\.materials: .*Unobtainium"),
         (
             "tcp://127.0.0.1:31001",
             "127.0.0.1:31001",
@@ -122,7 +126,11 @@ def test_the_command_ends_with_good_or_with_one_line(good: Path) -> None:
         ("[sinks.hdf5]", "[sinks.hdf5]\nflush_s = 7.0", r"sinks\.hdf5\.flush_s: expected more than 0"),
         ("[sinks.zmq]", "[sinks.zmq]\nring_mib = 0", r"sinks\.zmq\.ring_mib: expected 1 or more"),
         ("[sinks.hdf5]", "[sinks.hdf5]\nedge.depth = 0", r"sinks\.hdf5\.edge: depth: expected 1 or more"),
-        ("[sinks.hdf5]", "[sinks.hdf5]\nfodler = 'x'", r"`fodler`, expected folder, flush_s"),
+        (
+            "[sinks.hdf5]",
+            "[sinks.hdf5]\nfodler = 'x'",
+            r"`fodler`: did you mean folder\? Known keys: folder, flush_s",
+        ),
         ("[daemon]", "[daemon]\nname = 'a/b'", r"daemon\.name: expected 1 to 64 characters"),
         ("keep_every = 5", "mib = 0", r"intake: mib: expected 1 or more"),
     ],

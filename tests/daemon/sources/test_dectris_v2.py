@@ -238,7 +238,7 @@ def test_an_address_in_use_is_named() -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({}, "missing required field `address`"),
+        ({}, "the key `address` is missing"),
         ({"address": "127.0.0.1:31001"}, "address: expected tcp://host:port"),
         ({"address": "tcp://127.0.0.1"}, "address: expected tcp://host:port"),
         ({"address": "tcp://127.0.0.1:99999"}, "address: expected tcp://host:port"),
@@ -248,7 +248,7 @@ def test_an_address_in_use_is_named() -> None:
             {"address": "tcp://h:1", "role": "tap", "republish": "tcp://h:2"},
             "only a source with role 'primary'",
         ),
-        ({"address": "tcp://h:1", "adress": 1}, "unknown field `adress`"),
+        ({"address": "tcp://h:1", "adress": 1}, r"unknown key `adress`: did you mean address\?"),
     ],
 )
 def test_configuration_errors_name_the_key(table: dict[str, Any], message: str) -> None:

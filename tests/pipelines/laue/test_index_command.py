@@ -168,7 +168,7 @@ def test_what_was_not_determined_is_null(folder: Path, capsys: pytest.CaptureFix
     (crystal,) = line["crystals"]
     assert crystal["strain"] == [[None] * 3] * 3
     assert crystal["strain_sigma"] == [[None] * 3] * 3
-    assert crystal["flags"] == ["strain_not_refined"]
+    assert crystal["flags"] == ["strain_not_refined", "low_match_rate"]
 
 
 def test_spots_on_demand(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,19 +240,23 @@ def test_a_peak_list_of_another_detector_and_a_broken_one(
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["-m", "Unobtainium"], "index.materials: material 'Unobtainium' is neither built in"),
+        (["-m", "Unobtainium"], "index: --material: material .Unobtainium. is neither built in"),
+        (["-m", "cu"], r"--material: material .cu. is .*: did you mean Cu\? built in: Al, "),
         (["-m", "absent.cif"], "absent.cif"),
-        (["-g", "absent.det"], "index.geometry: .*absent.det"),
-        (["--mask", "absent.npy"], "index.mask: .*absent.npy"),
+        (["-g", "absent.det"], "index: --geometry: absent.det: cannot be read: no such file"),
+        (["--mask", "absent.npy"], "index: --mask: absent.npy: cannot be read: no such file"),
         (["--json", "absent/out.jsonl"], "--json .*absent/out.jsonl: No such file or directory"),
         (["--json", "."], "--json .: Is a directory"),
         (["--plot", "absent/plot.png"], "--plot absent/plot.png: absent is no folder"),
         (["--plot", "plot.xyz"], "--plot plot.xyz: expected a name that ends in .png"),
-        (["--energy", "22", "5"], "energy_keV: expected 0 < lowest < highest < 200, got 22 and 5"),
-        (["--match-radius", "50"], "match_radius_px 50.0: expected at most 16"),
-        (["--threshold", "nan"], "threshold_sigma nan"),
-        (["--max-false-probability", "3"], "max_false_probability 3.0: expected between 0 and 1"),
-        (["--sample-frame", "tilt"], "sample_frame: 'tilt' is not known; known: lab, tilt40"),
+        (
+            ["--energy", "22", "5"],
+            "index: --energy: expected the lower first, both between 0 and 200 keV, got 22 5",
+        ),
+        (["--match-radius", "50"], "index: --match-radius 50.0: expected at most 16"),
+        (["--threshold", "nan"], "index: --threshold nan"),
+        (["--max-false-probability", "3"], "index: --max-false-probability 3.0: expected between 0 and 1"),
+        (["--sample-frame", "tilt"], "index: --sample-frame: .tilt. is not known; known: lab, tilt40"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -200,7 +200,7 @@ def test_errors_say_what_is_wrong(
         return printed
 
     replace = msgspec.structs.replace
-    assert "cannot be opened" in wrong(tmp_path / "absent.h5")
+    assert "cannot be read: no such file" in wrong(tmp_path / "absent.h5")
     (tmp_path / "text.h5").write_text("hello")
     assert "text.h5: cannot be opened as HDF5" in wrong(tmp_path / "text.h5")
     with h5py.File(tmp_path / "other.h5", "w", libver="latest") as file:
