@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -13,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from daemon.commands.warm import announced, compile_kernels
+from daemon.demo.folder import MAP, demo_folder
 from grainwatch.config import ConfigError
 
 SEED = 20
@@ -33,12 +34,14 @@ def demo(
     was lost or not found.
     """
     began = time.monotonic()
-    shape = _checked(rate, scan, keep)
+    shape = _checked(rate, scan)
     # A stop by a service manager cleans up like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        _warm()
-        complaints = _run(began, rate, keep, offline, shape, repeat)
+        with demo_folder(keep):
+            with announced():
+                compile_kernels()
+            complaints = _run(began, rate, keep, offline, shape, repeat)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -47,12 +50,13 @@ def demo(
         print(f"grainwatch demo: {complaint}", file=sys.stderr)
     if complaints:
         raise typer.Exit(1)
+    print("the same step by step, with commands of your own: the tour in README.md")
 
 
 def _run(
     began: float, rate: float, keep: Path, offline: bool, shape: tuple[int, int], repeat: int
 ) -> list[str]:
-    # What is compiled has been compiled by now, in a process that said so.
+    # These load kernels: what had to be compiled has been by now, and that was said.
     from daemon.demo.sample import Sample
     from daemon.demo.scenes import data_folder, real_scenes, simulated_scenes
     from daemon.demo.show import Show
@@ -74,28 +78,15 @@ def _run(
             Station(Path(folder), keep, scenes, sample, SEED, rate) as station,
         ):
             try:
-                return Show(station, view, scenes, sample, began).run(repeat, keep / "map.png")
+                return Show(station, view, scenes, sample, began).run(repeat, keep / MAP)
             except DemoError as error:
                 return [str(error)]
 
 
-def _checked(rate: float, scan: str, keep: Path) -> tuple[int, int]:
+def _checked(rate: float, scan: str) -> tuple[int, int]:
     if not rate > 0:
         raise ConfigError(f"demo: --rate: expected more than 0, got {rate:g}")
     points = re.fullmatch(r"([1-9]\d{0,2})x([1-9]\d{0,2})", scan)
     if points is None:
         raise ConfigError(f"demo: --scan: expected the points along x and y, as 24x18, got {scan!r}")
-    try:
-        keep.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"demo: --keep {keep}: cannot be made: {error.strerror}") from error
     return int(points[1]), int(points[2])
-
-
-def _warm() -> None:
-    """Compile in another process, so that its one line can be announced."""
-    print("compiling what is not compiled yet (under a minute, on the first start only)", flush=True)
-    command = [sys.executable, "-P", "-m", "grainwatch", "warm"]
-    answer = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
-    if answer.returncode:
-        raise ConfigError(f"demo: grainwatch warm failed with status {answer.returncode}")

@@ -1,18 +1,20 @@
 """The detector of the demo's scan, a process of its own.
 
-It makes its frames ahead, opens its socket, says ``ready`` on standard output and sends when it
-reads ``go``. When its standard input ends before that, it ends too.
+It opens its socket, begins to make its frames, says ``ready`` on standard output when there is
+one, and sends when it reads ``go``, making the others meanwhile. When its standard input ends
+before that, it ends too.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
 
 from daemon.demo.sample import Sample
-from daemon.sources.dectris_v2_sim import Options, Simulator
+from daemon.sources.dectris_v2_sim import Ahead, Options, Simulator
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,18 +29,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         # Before it sends, there is nothing to bring to an end.
         signal.signal(number, signal.SIG_DFL)
+    # A detector has a computer of its own: here the daemon goes first.
+    os.nice(5)
     sample = Sample.make(tuple(told.points), told.seed)
     options = Options(address=told.address, rate_hz=told.rate)
-    simulator = Simulator(
-        sample.frames(told.seed), options, positions_um=sample.positions_um, stop=lambda: bool(stop)
-    )
-    print("ready", flush=True)
-    if sys.stdin.readline().strip() != "go":
-        simulator.close(0)
-        return 1
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda signum, _frame: stop.append(signum))
-    report = simulator.run()
+    with Ahead(sample.frames(told.seed), sample.grid.size, options) as exposures:
+        simulator = Simulator(exposures, options, positions_um=sample.positions_um, stop=lambda: bool(stop))
+        exposures[0]
+        print("ready", flush=True)
+        if sys.stdin.readline().strip() != "go":
+            simulator.close(0)
+            return 1
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda signum, _frame: stop.append(signum))
+        report = simulator.run()
     print(report, flush=True)
     return 0 if report.complete else 1
 

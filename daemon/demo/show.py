@@ -87,7 +87,7 @@ class Show:
             grid = self._sample.grid
             self._view.say(
                 f"\nscan of {grid.shape[0]} x {grid.shape[1]} points over a polycrystal of"
-                f" {self._sample.n_grains} copper grains (simulated)"
+                f" {self._sample.n_grains} copper grains, simulated while it is streamed"
             )
             self._station.scan()
             self.tally.map_state = MapState()
@@ -144,7 +144,7 @@ class Show:
             self._view.result(message)
         if message.crystals and tally.first_crystal_s is None:
             tally.first_crystal_s = time.monotonic() - self._began
-            self._view.say(f"(the first crystal, {tally.first_crystal_s:.1f} s after the start)")
+            self._view.say(f"(the first crystal, {tally.first_crystal_s:.1f} s after the command was given)")
 
     def _wait_for_snapshot(self, results: ResultStream) -> None:
         """The map of a series is published as a whole when the series is over."""

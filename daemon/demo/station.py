@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 
 import zmq
 
+from daemon.demo.folder import CONFIG, GEOMETRY, HEADING, RESULTS
 from daemon.demo.sample import DETECTOR, MATERIAL, SAMPLE_FRAME, Sample
 from daemon.demo.scenes import Scene
 from grainwatch.commands.status import ask
@@ -133,15 +134,15 @@ class Station:
         self._folder = folder
         self._scenes = scenes
         self._processes: list[Process] = []
-        self.results = keep / "results"
-        self.config = keep / "grainwatch.toml"
+        self.results = keep / RESULTS
+        self.config = keep / CONFIG
         ports = free_ports(len(scenes) + 3)
         self._address = f"tcp://127.0.0.1:{ports.pop()}"
         self._catch_up = f"tcp://127.0.0.1:{ports.pop()}"
         self._detectors = {name: f"tcp://127.0.0.1:{ports.pop()}" for name in [SCAN, *self._streams()]}
-        geometry = keep / "scan.det"
-        write_det(geometry, DETECTOR, material=MATERIAL, note="grainwatch demo")
+        geometry = keep / GEOMETRY
         self.config.write_text(self._config_text(sample, geometry), encoding="utf-8")
+        write_det(geometry, DETECTOR, material=MATERIAL, note="grainwatch demo")
         points = [str(n) for n in sample.grid.shape]
         self._scanner_arguments = ["--points", *points, "--seed", str(seed), "--rate", str(rate_hz)]
 
@@ -177,7 +178,7 @@ class Station:
     def show_scenes(self, repeat: int, rate_hz: float) -> int:
         """Have the detectors of the single frames send; return how many frames that will be.
 
-        Meanwhile the detector of the scan makes its own.
+        Meanwhile the detector of the scan begins to make its own.
         """
         for scene in self._scenes:
             files = [str(path) for path in scene.files]
@@ -195,7 +196,7 @@ class Station:
         return sum(len(s.files) * max(1, repeat // len(s.files)) for s in self._scenes)
 
     def scan(self) -> None:
-        """Have the scan begin; waits until its frames are made."""
+        """Have the scan begin; waits for its first frame, the others are made while it runs."""
         assert self.scanner.popen.stdin is not None
         assert self.scanner.popen.stdout is not None
         if self.scanner.popen.stdout.readline().strip() != "ready":
@@ -283,7 +284,7 @@ class Station:
             "\n".join([f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())])
             for name, table in tables.items()
         ]
-        return "\n\n".join(["# The configuration of grainwatch demo.", *blocks]) + "\n"
+        return "\n\n".join([HEADING, *blocks]) + "\n"
 
 
 def free_ports(count: int) -> list[int]:

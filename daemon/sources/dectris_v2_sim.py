@@ -7,12 +7,14 @@ out when several read.
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 import cbor2
 import numpy as np
@@ -148,6 +150,68 @@ def encode_exposure(image: npt.NDArray[Any], channels: Sequence[str], algorithm:
     return Exposure((rows, columns), image.dtype, cbor2.dumps("data") + cbor2.dumps(data))
 
 
+class Ahead(Sequence[Exposure]):
+    """Exposures that a thread makes while the first ones are sent; asking for one waits for it.
+
+    Parameters
+    ----------
+    frames : iterable of ndarray (rows, columns)
+    count : int
+        How many there are.
+    options : Options
+    """
+
+    def __init__(self, frames: Iterable[npt.NDArray[Any]], count: int, options: Options) -> None:
+        self._frames = frames
+        self._count = count
+        self._options = options
+        self._made: list[Exposure] = []
+        self._more = threading.Condition()
+        self._over = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._make, name="exposures", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over = True
+        self._thread.join()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: Any) -> Any:
+        if not isinstance(number, int) or not -self._count <= number < self._count:
+            raise IndexError(f"exposure {number} of {self._count}")
+        number %= self._count
+        with self._more:
+            self._more.wait_for(lambda: len(self._made) > number or self._over)
+            if len(self._made) > number:
+                return self._made[number]
+        raise RuntimeError(f"exposure {number} was not made") from self._error
+
+    def _make(self) -> None:
+        try:
+            for frame in self._frames:
+                made = encode_exposure(frame, self._options.channels, self._options.algorithm)
+                with self._more:
+                    self._made.append(made)
+                    self._more.notify_all()
+                if self._over:
+                    break
+        except BaseException as error:  # told to whoever waits for an exposure
+            self._error = error
+            raise
+        finally:
+            with self._more:
+                self._over = True
+                self._more.notify_all()
+
+
 @dataclass(frozen=True)
 class SeriesCoder:
     """Codes the messages of one series."""
@@ -210,7 +274,7 @@ class Simulator:
     ----------
     frames : iterable of ndarray (rows, columns) or Exposure
         Compressed one by one as they are read, so that only the compressed ones stay in memory.
-        What is an `Exposure` already is sent as it is.
+        What is an `Exposure` already is sent as it is; `Ahead` makes them while they are sent.
     options : Options
     positions_um : sequence of tuple, optional
         Scan position of each image number, sent as user data.
@@ -227,7 +291,7 @@ class Simulator:
 
     def __init__(
         self,
-        frames: Iterable[npt.NDArray[Any] | Exposure],
+        frames: Iterable[npt.NDArray[Any] | Exposure] | Ahead,
         options: Options,
         *,
         positions_um: Sequence[Sequence[float]] | None = None,
@@ -238,10 +302,14 @@ class Simulator:
         self._stop = stop
         self._sent_bytes = 0
         self._images = 0
-        self._exposures = [
-            f if isinstance(f, Exposure) else encode_exposure(f, options.channels, options.algorithm)
-            for f in frames
-        ]
+        self._exposures: Sequence[Exposure] = (
+            frames
+            if isinstance(frames, Ahead)
+            else [
+                f if isinstance(f, Exposure) else encode_exposure(f, options.channels, options.algorithm)
+                for f in frames
+            ]
+        )
         if not self._exposures:
             raise ValueError("there are no frames to send")
         self._context = zmq.Context(io_threads=1)

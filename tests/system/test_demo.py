@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from testkit.process import alive, eventually
 
+from daemon.demo.folder import demo_folder
 from daemon.demo.sample import LEAST_SHARE, Sample
+from grainwatch.config import ConfigError
 
 pytestmark = pytest.mark.system
 COMMAND = [sys.executable, "-m", "grainwatch", "demo", "--scan", "6x5", "--repeat", "2", "--rate", "30"]
@@ -67,9 +69,16 @@ def check(text: str, tmp_path: Path, materials: set[str]) -> None:
 
 
 def test_simulated_frames(tmp_path: Path) -> None:
+    """Also a second time in the same folder: what the first one left gives way."""
+    results = tmp_path / "kept" / "results"
+    results.mkdir(parents=True)
+    (results / "scan-0123.h5").touch()
+    (tmp_path / "kept" / "grainwatch.toml").write_text("# The configuration of grainwatch demo.\n")
     text = run(tmp_path, GRAINWATCH_DATA=str(tmp_path / "nowhere"))
     assert f"{tmp_path / 'nowhere' / 'laue' / 'Ge_blanc_0000.mccd.gz'} is absent" in text
     assert "SIMULATED frames of a germanium crystal" in text
+    assert "compiling" not in text
+    assert text.splitlines()[-1].endswith("README.md")
     check(text, tmp_path, {"Ge", "Si", "GaN"})
 
 
@@ -122,6 +131,33 @@ def test_bad_options_are_named(options: tuple[str, ...], words: str) -> None:
     answer = subprocess.run([*COMMAND, *options], capture_output=True, text=True, check=False, timeout=60)
     assert answer.returncode == 2
     assert words in answer.stderr
+
+
+def test_two_demos_do_not_share_a_folder(tmp_path: Path) -> None:
+    with (
+        demo_folder(tmp_path),
+        pytest.raises(ConfigError, match=r"another demo runs in .* choose another folder with --keep"),
+        demo_folder(tmp_path),
+    ):
+        pass
+    with demo_folder(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "grainwatch.toml", "map.png", "results/laue-1.h5", "results/scan-1.h5"]
+)
+def test_a_folder_with_other_things_is_left_alone(name: str, tmp_path: Path) -> None:
+    """Also where only their names are those of the demo: the first line of the configuration decides."""
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("[daemon]\n")
+    with (
+        pytest.raises(ConfigError, match=f"--keep .* holds {path}, which no demo wrote"),
+        demo_folder(tmp_path),
+    ):
+        pass
+    assert path.read_text() == "[daemon]\n"
 
 
 def test_the_sample_is_one_beam_on_grains() -> None:
