@@ -14,17 +14,20 @@ from typing import Annotated
 
 import msgspec
 import typer
+import zmq
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
-from grainwatch.messages import AnyMessage, Health, LaueResult, MapUpdate, to_builtins
-from grainwatch.stream import DEFAULT_ADDRESS, ResultStream
+from grainwatch.messages import AnyMessage, Crystal, Health, LaueResult, MapUpdate, to_builtins
+from grainwatch.stream import DEFAULT_ADDRESS, SLICE_S, ResultStream
 from grainwatch.wire import StreamError
 
 ROWS = 20
 COLUMNS = ("published", "stream", "frame", "peaks", "crystals", "found", "latency")
 SHOWN_CRYSTALS = 3
+PATIENCE_S = 2.0
 
 
 def subscribe(
@@ -53,6 +56,8 @@ def subscribe(
         schemas="all" if everything else None,
     )
     with results, _polite_end():
+        if not _answers(address, PATIENCE_S):
+            print(f"grainwatch: nothing answers at {address} yet, waiting", file=sys.stderr, flush=True)
         messages = _first(results, count)
         if json_lines:
             for message in messages:
@@ -62,6 +67,22 @@ def subscribe(
         else:
             for message in messages:
                 print("  ".join(row(message)), flush=True)
+
+
+def _answers(address: str, wait_s: float) -> bool:
+    """Whether somebody publishes at an address, or begins to within a time.
+
+    Asks with a socket of its own; the one that reads is connected already and misses nothing.
+    """
+    with zmq.Context() as context, context.socket(zmq.SUB) as asking:
+        asking.setsockopt(zmq.LINGER, 0)
+        # The handshake, not the connection: something else may listen at the port.
+        with asking.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED) as monitor:
+            asking.connect(address)
+            slices = max(1, round(wait_s / SLICE_S))  # so that Ctrl-C works on Windows, too
+            answered = any(monitor.poll(round(1000 * SLICE_S)) for _ in range(slices))
+            asking.disable_monitor()
+    return answered
 
 
 def row(message: AnyMessage) -> tuple[str, ...]:
@@ -86,11 +107,16 @@ def row(message: AnyMessage) -> tuple[str, ...]:
 
 def _found(result: LaueResult) -> str:
     shown = [
-        f"{c.material} {c.spots_matched}/{c.spots_expected} {c.residual_px:.2f} px"
+        " ".join([f"{c.material} {c.spots_matched}/{c.spots_expected} {c.residual_px:.2f} px", *_flags(c)])
         for c in result.crystals[:SHOWN_CRYSTALS]
     ]
     rest = len(result.crystals) - len(shown)
     return ", ".join([*shown, *([f"and {rest} more"] if rest else []), *result.flags])
+
+
+def _flags(crystal: Crystal) -> list[str]:
+    # In brackets, because the flags of the frame end the same line.
+    return [f"[{', '.join(crystal.flags)}]"] if crystal.flags else []
 
 
 def _health(health: Health) -> str:
@@ -118,7 +144,7 @@ def _table(shown: deque[tuple[str, ...]], number: int, results: ResultStream) ->
         right = name in ("frame", "peaks", "crystals", "latency")
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     for cells in shown:
-        table.add_row(*cells)
+        table.add_row(*map(Text, cells))
     return table
 
 

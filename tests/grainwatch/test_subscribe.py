@@ -6,15 +6,19 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import pytest
 
-from daemon.sinks.simulator import Running, running
+from daemon.sinks.simulator import Running, running, synthetic_result
+from grainwatch.commands.subscribe import row
 
 pytestmark = pytest.mark.system
 
@@ -125,3 +129,27 @@ def test_what_cannot_be_is_one_line(simulator: Running) -> None:
         assert done.returncode == status
         assert done.stderr.startswith(message)
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_nobody_there_is_said_once_and_waited_for() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    command = [str(Path(sys.executable).with_name("grainwatch")), "subscribe", address, "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == f"grainwatch: nothing answers at {address} yet, waiting\n"
+        assert process.poll() is None
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=10)
+    assert (process.returncode, output, errors) == (0, "", "")
+
+
+def test_flags_of_crystals_stand_in_the_row() -> None:
+    result = synthetic_result(3, np.random.default_rng(1), seq=7, series_uid="a" * 32, crystals=1)
+    (crystal,) = result.crystals
+    flagged = msgspec.structs.replace(crystal, flags=("low_match_rate",))
+    assert row(msgspec.structs.replace(result, crystals=(flagged,)))[5].endswith(" px [low_match_rate]")
+    plain = msgspec.structs.replace(crystal, flags=())
+    assert row(msgspec.structs.replace(result, crystals=(plain,)))[5].endswith(" px")
