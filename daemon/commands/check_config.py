@@ -12,7 +12,7 @@ import typer
 
 from daemon.commands.run import enter_folder_of
 from daemon.flow.plugins import Plugin, pipeline_plugin, sink_plugins, source_plugin
-from grainwatch.config import Config, ConfigError, EdgeTable, read_config
+from grainwatch.config import Config, ConfigError, EdgeTable, ScanTable, read_config
 
 _ADDRESS = re.compile(r"^(tcp)://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+|\*):(\d+)$|^(ipc|inproc)://(.+)$")
 
@@ -39,11 +39,11 @@ def describe(config: Config, config_hash: str, where: str) -> list[str]:
     ConfigError
         For the first thing that cannot be used: names the key and what was expected.
     """
-    lines = []
+    daemon, streams, sinks = [], [], []
     folders = {"state_dir": config.daemon.state_dir, "runtime_dir": config.daemon.runtime_dir}
     for key, folder in folders.items():
         _check_folder(Path(folder), f"{where}: daemon.{key}")
-    lines.append(
+    daemon.append(
         f"daemon {config.daemon.name}: state in {Path(config.daemon.state_dir).absolute()}, "
         + (f"{config.daemon.workers} workers" if config.daemon.workers else "computing in its own process")
     )
@@ -51,18 +51,20 @@ def describe(config: Config, config_hash: str, where: str) -> list[str]:
         source = source_plugin(name, table, where)
         notes = _check_plugin(source)
         pipeline = pipeline_plugin(name, table, config_hash, where)
-        pipeline.build()
-        lines.append(f"stream {name}: {table.source['type']} ({notes}) -> {table.pipeline['type']}")
-        lines.append(f"  intake: {_edge(table.intake)}")
-        if table.scan is not None:
-            shape = " x ".join(str(n) for n in table.scan.shape)
-            lines.append(f"  scan: {shape}{', snake' if table.scan.snake else ''}")
+        built = pipeline.build()
+        streams.append(f"stream {name}: {table.source['type']} -> {table.pipeline['type']}")
+        # What decides over the science comes first; a pipeline says it of itself.
+        say = getattr(built, "describe", None)
+        streams += [f"  {line}" for line in (say() if say is not None else [])]
+        streams.append(f"  scan: {_scan(table.scan)}")
+        streams.append(f"  source: {notes}")
+        streams.append(f"  intake: {_edge(table.intake)}")
     for name, sink in sink_plugins(config, where).items():
         notes = _check_plugin(sink)
-        lines.append(f"sink {name}: {notes}; {_edge(getattr(sink.config, 'edge', EdgeTable()))}")
+        sinks.append(f"sink {name}: {notes}; {_edge(getattr(sink.config, 'edge', EdgeTable()))}")
     if not config.sinks:
-        lines.append("no sinks: nobody will see a result")
-    return lines
+        sinks.append("no sinks: nobody will see a result")
+    return [*streams, *sinks, *daemon]
 
 
 def _check_plugin(plugin: Plugin) -> str:
@@ -103,6 +105,14 @@ def _check_folder(folder: Path, where: str) -> None:
         raise ConfigError(f"{where}: the folder {existing} cannot be written")
 
 
+def _scan(table: ScanTable | None) -> str:
+    if table is None:
+        return "none, so no map"
+    shape = " x ".join(str(n) for n in table.shape)
+    step = f", step {' x '.join(f'{s:g}' for s in table.step_um)} um" if table.step_um else ""
+    return f"{shape} points{step}{', snake' if table.snake else ''}"
+
+
 def _edge(table: EdgeTable) -> str:
     what = {
         "block": "then wait",
@@ -110,4 +120,4 @@ def _edge(table: EdgeTable) -> str:
         "drop-newest": "then drop the newest",
         "decimate": f"1 of {table.keep_every} kept, then wait",
     }[table.policy]
-    return f"{table.depth} deep, {what}"
+    return f"{table.depth} deep, {table.mib} MiB, {what}"

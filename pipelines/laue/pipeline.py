@@ -74,6 +74,7 @@ class LauePipeline:
     """Frame in, `LaueResult` out. Keeps nothing between frames unless `reuse_neighbours` is set."""
 
     def __init__(self, config: Config, context: StreamContext) -> None:
+        self._config = config
         self._analysis = open_analysis(config, f"streams.{context.stream}.pipeline")
         self._provenance = Provenance(
             model=CLASSICAL,
@@ -82,6 +83,21 @@ class LauePipeline:
         )
         self._reuse = config.reuse_neighbours
         self._hints: list[Hint] = []
+
+    def describe(self) -> list[str]:
+        """Return what decides over the results, for ``grainwatch check-config``, a line each."""
+        config, calibration = self._config, self._analysis.calibration
+        rows, columns = calibration.shape
+        low, high = config.energy_keV
+        lines = [
+            f"materials: {', '.join(config.materials)}",
+            f"geometry: {calibration.label or 'camera'} of {rows} x {columns} pixels,"
+            f" {calibration.dd_mm:.3f} mm from the sample ({config.geometry})",
+            f"energy band: {low:g} to {high:g} keV",
+            f"sample frame: {config.sample_frame}",
+            f"threshold: peaks {config.threshold_sigma:g} sigma above the background",
+        ]
+        return [*lines, f"mask: {config.mask}"] if config.mask else lines
 
     def warm(self) -> None:
         """Run a frame with one strong and many weak bumps through everything."""

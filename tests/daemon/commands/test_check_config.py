@@ -49,9 +49,12 @@ def test_it_says_what_a_daemon_would_do_and_does_nothing(good: Path) -> None:
     said = "\n".join(check(good))
     for words in (
         f"state in {good.parent}/state, 2 workers",
-        "stream laue: dectris-v2 (address = tcp://127.0.0.1:31001",
-        "64 deep, 1 of 5 kept, then wait",
-        "scan: 10 x 20, snake",
+        "stream laue: dectris-v2 -> laue\n  materials: Cu\n"
+        f"  geometry: sCMOS of 2048 x 2048 pixels, 70.000 mm from the sample ({good.parent}/geometry.det)\n"
+        "  energy band: 5 to 22 keV\n  sample frame: tilt40\n"
+        "  threshold: peaks 5.3 sigma above the background\n  scan: 10 x 20 points, snake\n"
+        "  source: address = tcp://127.0.0.1:31001",
+        "64 deep, 256 MiB, 1 of 5 kept, then wait",
         "sink zmq: results = tcp://127.0.0.1:31100",
         f"sink hdf5: folder = {good.parent}/results",
     ):
