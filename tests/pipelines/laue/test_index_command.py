@@ -30,9 +30,12 @@ from testkit.laue import (
 )
 
 from grainwatch.cli import main
+from pipelines.files import read_images
+from pipelines.laue.analysis import LaueAnalysis
 from pipelines.laue.forward import simulate_spots
 from pipelines.laue.geometry import two_theta_chi_deg
 from pipelines.laue.lauetools_files import PeakFile, write_cor, write_dat, write_det
+from pipelines.laue.plot import POOL, grey_scale
 from pipelines.laue.render import render_frame
 
 KEYS = {
@@ -180,6 +183,21 @@ def test_spots_on_demand(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
         u = [1.0, 0.0, 0.0] - 2 * hkl[:, :1] * hkl / np.sum(hkl**2, axis=1, keepdims=True)
         distance = np.linalg.norm(CALIBRATION.pixels(u) - peaks[crystal["spot_indices"]], axis=1)
         assert distance.mean() == pytest.approx(crystal["residual_px"], rel=1e-6)
+
+
+def test_noise_is_white_in_the_picture_and_spots_are_dark(folder: Path) -> None:
+    cu = LaueAnalysis([known("Cu")], CALIBRATION, AREA)
+    ((_, pixels),) = read_images(str(folder / "frame.tif"))
+    found = cu.analyse_image(pixels)
+    assert found.peaks is not None
+    grey, low, high = grey_scale(pixels, found)
+    shade = np.clip((grey - low) / (high - low), 0, 1)
+    assert np.mean(shade == 0) > 0.9
+    x, y = (found.xy_px[found.peaks.snr > 20] + 0.5).astype(int).T // POOL
+    assert np.median(shade[y, x]) > 0.6
+    for shape in ((5, 7), (2018, 2016)):  # tiny, and without a peak
+        _, low, high = grey_scale(np.zeros(shape, dtype=np.uint16), cu.analyse_peaks([]))
+        assert low < high
 
 
 def test_stacks_are_frame_by_frame_and_a_bad_one_is_alone(
