@@ -16,7 +16,7 @@ import zmq
 
 from daemon.sources.base import Arrival, Bad, Event, Idle, SeriesEnd, SeriesStart
 from daemon.sources.dectris_v2 import Config, DectrisV2Source, open_source
-from daemon.sources.dectris_v2_sim import Options, Report, Simulator, run_simulator
+from daemon.sources.dectris_v2_sim import Ahead, Options, Report, Simulator, run_simulator
 from grainwatch.config import ConfigError, convert
 from tests.wire import golden
 
@@ -65,6 +65,32 @@ def bare_push(address: str) -> Iterator[zmq.Socket[bytes]]:
         socket.linger = 0
         socket.connect(address)
         yield socket
+
+
+def test_frames_that_are_made_while_they_are_sent() -> None:
+    """The first ones arrive before the last ones exist, and all of them in order."""
+    go_on = threading.Event()
+
+    def slowly() -> Iterator[np.ndarray[Any, Any]]:
+        yield from FRAMES[:2]
+        assert go_on.wait(10)
+        yield from FRAMES[2:]
+
+    options = Options(address=LOOPBACK, rate_hz=0)
+    with Ahead(slowly(), len(FRAMES), options) as exposures, ThreadPoolExecutor(1) as pool:
+        simulator = Simulator(exposures, options)
+        with opened(address=simulator.address) as source:
+            report = pool.submit(simulator.run)
+            seen = []
+            for event in source.events():
+                if isinstance(event, Arrival):
+                    seen.append(int(event.image.array()[0, 0]))
+                    if len(seen) == 2:
+                        go_on.set()
+                elif isinstance(event, SeriesEnd):
+                    break
+        assert report.result(10).complete
+    assert seen == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("algorithm", ["none", "lz4", "bslz4"])
