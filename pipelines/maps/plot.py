@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from grainwatch.messages import MapPoint
 from pipelines.laue.crystal import Material
@@ -30,6 +32,7 @@ HOLE = "#ffffff"
 EMPTY = "#bdbdbd"
 _MAP_HEIGHT_IN = 6.0
 _SIDE_IN = 2.9
+_LEFT_IN = 0.75
 
 
 @dataclass(frozen=True)
@@ -140,14 +143,14 @@ def draw_map(
     tall = max(ny * aspect, nx / 12) / nx
     height = min(_MAP_HEIGHT_IN, max(2.8, 9.0 * tall))
     width = min(9.0, max(3.0, height / tall))
-    figure = Figure(figsize=(width + _SIDE_IN + 0.5, height + 1.25), dpi=150, facecolor="white")
-    total_w, total_h = width + _SIDE_IN + 0.5, height + 1.25
+    total_w, total_h = width + _SIDE_IN + _LEFT_IN + 0.25, height + 1.25
+    figure = Figure(figsize=(total_w, total_h), dpi=150, facecolor="white")
 
     def axes(left: float, bottom: float, w: float, h: float) -> Any:
         return figure.add_axes((left / total_w, bottom / total_h, w / total_w, h / total_h))
 
     band = "auto" if ny == 1 else aspect
-    main = axes(0.25, 0.5, width, height)
+    main = axes(_LEFT_IN, 0.5, width, height)
     _base(main, shown, band)
     colours = np.dstack([np.nan_to_num(shown.rgb), np.isfinite(shown.rgb[..., 0])])
     main.imshow(colours, origin="lower", interpolation="nearest", aspect=band)
@@ -155,19 +158,29 @@ def draw_map(
     if len(lines):
         thick = max(0.25, min(1.4, 72 * width / nx / 7))
         main.add_collection(LineCollection(list(lines), colors=INK, linewidths=thick, capstyle="projecting"))
-    _scale_bar(main, nx, step[0], -0.17 / height)
+    _points(main, shown.grain.shape, step, height)
+    _frame_zero(main, series, z, (nx, ny))
 
-    side = width + 0.5
+    side = width + _LEFT_IN + 0.25
     rate_height = min(2.5 * max(ny * aspect / nx, 0.16), height * 0.4)
     rate_width = min(_SIDE_IN - 0.25, rate_height * nx / (ny * aspect)) if ny > 1 else _SIDE_IN - 0.25
     rates = axes(side, 0.5 + 0.42, rate_width, rate_height)
     _base(rates, shown, band)
+    low, high = _range(shown.match_rate)
     image = rates.imshow(
-        shown.match_rate, origin="lower", interpolation="nearest", cmap="viridis", vmin=0, vmax=1, aspect=band
+        shown.match_rate,
+        origin="lower",
+        interpolation="nearest",
+        cmap="viridis",
+        vmin=low,
+        vmax=high,
+        aspect=band,
     )
-    rates.set_title("match rate", fontsize=9, color=QUIET, loc="left", pad=4)
+    rates.set_title(
+        f"match rate, colours {low:.2f} to {high:.2f}", fontsize=9, color=QUIET, loc="left", pad=4
+    )
     bar_axes = axes(side, 0.5 + 0.22, max(rate_width, 1.4), 0.09)
-    bar = figure.colorbar(image, cax=bar_axes, orientation="horizontal", ticks=[0, 0.5, 1])
+    bar = figure.colorbar(image, cax=bar_axes, orientation="horizontal", ticks=[low, high], format="%.2f")
     bar.ax.tick_params(labelsize=8, colors=QUIET, length=2)
     bar.outline.set_visible(False)
 
@@ -256,12 +269,58 @@ def _base(axes: Any, shown: Plane, aspect: Any) -> None:
         spine.set(color=INK, linewidth=0.8)
 
 
-def _scale_bar(axes: Any, nx: int, step_um: float, y: float) -> None:
-    """Draw a bar of a round length at height y, in axes units, or say how many points the map is wide."""
-    transform = axes.get_xaxis_transform()
-    if step_um <= 0:
-        axes.text(-0.5, y, f"{nx} points", transform=transform, fontsize=9, color=INK, va="center")
+def _range(rate: FloatArray) -> tuple[float, float]:
+    """Return the range of what is there, at least 0.02 wide, so that small differences show."""
+    there = rate[np.isfinite(rate)]
+    if not len(there):
+        return 0.0, 1.0
+    low, high = math.floor(100 * float(there.min())) / 100, math.ceil(100 * float(there.max())) / 100
+    return (low, high) if high - low >= 0.02 else (max(0.0, high - 0.02), max(high, 0.02))
+
+
+def _points(axes: Any, shape: tuple[int, ...], step_um: Sequence[float], height_in: float) -> None:
+    """Label the axes: in um from point 0 where the step is known, else in points; arrows say where to.
+
+    A scale bar stands below where the step is known.
+    """
+    ny, nx = shape
+    for axis, name, n, step in ((axes.xaxis, "x", nx, step_um[0]), (axes.yaxis, "y", ny, step_um[1])):
+        if n == 1:
+            continue
+        unit, scale = ("µm", step) if step > 0 else ("points", 1.0)
+        locator = MaxNLocator(nbins=6, integer=step <= 0, steps=[1, 2, 5, 10])
+        values = [v for v in locator.tick_values(0.0, (n - 1) * scale) if 0 <= v <= (n - 1) * scale * 1.0001]
+        axis.set_ticks([v / scale for v in values], [f"{v:g}" for v in values])
+        axis.set_label_text(f"{name} ({unit}) →", fontsize=9, color=INK)
+        axis.set_tick_params(labelsize=8, colors=INK, length=3)
+    if step_um[0] > 0:
+        _scale_bar(axes, nx, step_um[0], -0.36 / height_in)
+
+
+def _frame_zero(axes: Any, series: SeriesMap, z: int, shape: tuple[int, int]) -> None:
+    """Mark where the first frame is, when its place is known and in this plane."""
+    first = min(series.snapshot.points, key=lambda point: point.frame, default=None)
+    if first is None or first.frame != 0:
         return
+    x, y, at = (*first.grid_index, 0, 0)[:3]
+    if at != z:
+        return
+    size = 30.0 if max(shape) < 60 else 14.0
+    axes.scatter([x], [y], s=size, marker="o", facecolors="white", edgecolors=INK, linewidths=0.9, zorder=5)
+    axes.annotate(
+        "frame 0",
+        (x, y),
+        xytext=(5, 5),
+        textcoords="offset points",
+        fontsize=8,
+        color=INK,
+        bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8},
+    )
+
+
+def _scale_bar(axes: Any, nx: int, step_um: float, y: float) -> None:
+    """Draw a bar of a round length at height y, in axes units."""
+    transform = axes.get_xaxis_transform()
     rough = 0.25 * nx * step_um
     power = 10.0 ** math.floor(math.log10(rough))
     length = max(f for f in (1, 2, 5) if f * power <= rough * 1.0001) * power

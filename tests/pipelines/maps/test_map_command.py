@@ -19,7 +19,7 @@ from grainwatch.messages import AnyMessage, LaueResult, MapUpdate, encode
 from pipelines.laue.crystal import load_material
 from pipelines.maps.builder import MapBuilder
 from pipelines.maps.grid import ScanGrid
-from pipelines.maps.plot import boundaries, plane
+from pipelines.maps.plot import boundaries, draw_map, plane
 from pipelines.maps.polycrystal import scan_results, voronoi
 from pipelines.maps.series_map import read_map
 from pipelines.rotations import random_rotations
@@ -229,3 +229,28 @@ def test_errors_say_what_is_wrong(
     assert "cannot be written" in wrong(good, "--plot", tmp_path / "no" / "folder" / "m.png")
     assert "m.xyz" in wrong(good, "--plot", tmp_path / "m.xyz")
     assert "tolerance 50.0 deg: expected between 0 and 30 deg" in wrong(good, "--tolerance", 50)
+
+
+@pytest.mark.parametrize(("step_um", "unit"), [("[2.0, 1.0]", "µm"), ("", "points")])
+def test_axes_frame_zero_and_the_range_of_match_rates(
+    tmp_path: Path, results: list[LaueResult], step_um: str, unit: str
+) -> None:
+    line = f"step_um = {step_um}" if step_um else ""
+    path = write(tmp_path, results, CONFIG.replace("step_um = [2.0, 1.0]", line))
+    found = read_map([path])
+    figure = draw_map(found)
+    figure.canvas.draw()
+    main, rates = figure.axes[:2]
+    assert (main.get_xlabel(), main.get_ylabel()) == (f"x ({unit}) →", f"y ({unit}) →")
+    scale = 2.0 if step_um else 1.0
+    for place, label in zip(main.get_xticks(), main.get_xticklabels(), strict=True):
+        assert float(label.get_text()) == pytest.approx(scale * place)
+    texts = [text.get_text() for text in main.texts]
+    assert "frame 0" in texts
+    assert any("µm" in text for text in texts) == bool(step_um)
+    mark = main.collections[-1]
+    assert np.asarray(mark.get_offsets()).tolist() == [[0.0, 0.0]]
+    low, high = rates.images[-1].get_clim()
+    measured = [c.match_rate for r in results for c in r.crystals]
+    assert low <= min(measured) <= max(measured) <= high < low + 0.2
+    assert f"{low:.2f} to {high:.2f}" in rates.get_title(loc="left")
