@@ -251,6 +251,6 @@ def test_axes_frame_zero_and_the_range_of_match_rates(
     mark = main.collections[-1]
     assert np.asarray(mark.get_offsets()).tolist() == [[0.0, 0.0]]
     low, high = rates.images[-1].get_clim()
-    measured = [c.match_rate for r in results for c in r.crystals]
+    measured = [point.match_rate for point in found.snapshot.points if point.rank == 0]
     assert low <= min(measured) <= max(measured) <= high < low + 0.2
     assert f"{low:.2f} to {high:.2f}" in rates.get_title(loc="left")
