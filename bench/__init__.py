@@ -32,6 +32,7 @@ BENCHES = (
     Bench(
         "indexing", "bench.indexing", "peaks to refined crystals: time, found, false, misorientation, strain"
     ),
+    Bench("lauenn", "bench.lauenn", "networks: classes right and honest, crystals and time with and without"),
     Bench("calibrate", "bench.calibrate", "calibration: converged starts, residual, sigmas; drift watch"),
     Bench("maps", "bench.maps", "map points a second, grains linked"),
     Bench("source", "bench.source", "decoding of detector messages"),

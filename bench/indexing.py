@@ -40,7 +40,9 @@ _CASES = (
 
 
 @dataclass
-class _Tally:
+class Tally:
+    """Times and scores of one indexer on one condition."""
+
     times_s: list[float] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
 
@@ -96,8 +98,8 @@ def _indexer(name: str, parameters: IndexingParameters | None = None) -> Indexer
     return indexer
 
 
-def _run(report: Report, indexer: Indexer, condition: Condition, count: int) -> _Tally:
-    tally = _Tally()
+def _run(report: Report, indexer: Indexer, condition: Condition, count: int) -> Tally:
+    tally = Tally()
     for number in range(count):
         made = pattern(report, condition, number)
         tally.add(indexer, made.xy_px, made.ubs)
@@ -108,7 +110,7 @@ def _report_case(
     report: Report,
     material: str,
     grains: int,
-    tally: _Tally,
+    tally: Tally,
     found_least: float | None,
     ms_most: float | None,
     key: str,

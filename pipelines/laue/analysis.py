@@ -27,8 +27,12 @@ from pipelines.laue.indexing.parameters import IndexingParameters, Phase
 from pipelines.laue.indexing.refine import decompose, strain_sigma
 from pipelines.laue.orientation import SAMPLE_FRAMES, orientation_of
 from pipelines.laue.peaks import PeakSearch, PeakTable, find_peaks
+from pipelines.laue.proposals import Proposer, SpotClassifier
 
 FloatArray = npt.NDArray[np.float64]
+
+OUTSIDE_BUNDLE = "outside_bundle_domain"
+"""Flag of frames for which a bundle was given that is made for something else: indexed classically."""
 
 UNPHYSICAL_SIGMA = 5e-3
 """A strain with a standard deviation above this says nothing, and is flagged."""
@@ -90,12 +94,21 @@ class LaueAnalysis:
         calibration: Calibration,
         area: DetectorArea | None = None,
         settings: LaueSettings | None = None,
+        classifiers: Sequence[SpotClassifier] = (),
     ) -> None:
+        """Prepare the materials.
+
+        A classifier serves the material and geometry it was trained for; one that fits none is in
+        `mismatches` with the reason, and the classical search does its work, flagged.
+        """
         self.settings = settings or LaueSettings()
         self.calibration = calibration
         self.area = area or DetectorArea.of(calibration)
         self.phases = [Phase.prepare(m, calibration, self.area, self.settings.energy_keV) for m in materials]
-        self.indexer = Indexer(self.phases, self.settings.indexing)
+        self.mismatches: list[str] = []
+        proposers = self._proposers(classifiers)
+        self.classifiers = [one.classifier for one in proposers if one is not None]
+        self.indexer = Indexer(self.phases, self.settings.indexing, proposers if self.classifiers else ())
         self.calibration_hash = calibration_hash(calibration)
 
     def analyse_image(
@@ -132,9 +145,30 @@ class LaueAnalysis:
         xy = np.asarray(xy_px, dtype=np.float64).reshape(-1, 2)
         self._check_peaks(xy, source)
         indexed = self.indexer.index(xy, hints=hints)
-        flags = ("spots_truncated",) if len(xy) > self.settings.indexing.max_spots else ()
+        flags = ["spots_truncated"] if len(xy) > self.settings.indexing.max_spots else []
+        if self.mismatches:
+            flags.append(OUTSIDE_BUNDLE)
         crystals = tuple(self._publish(found) for found in indexed)
-        return FrameAnalysis(None, xy, crystals, tuple(indexed), flags)
+        return FrameAnalysis(None, xy, crystals, tuple(indexed), tuple(flags))
+
+    def _proposers(self, classifiers: Sequence[SpotClassifier]) -> list[Proposer | None]:
+        chosen: list[Proposer | None] = [None] * len(self.phases)
+        for classifier in classifiers:
+            domain = classifier.domain
+            # A bundle of another material says so by name; one of this material says what differs.
+            named = [p for p in self.phases if p.material.name == domain.material] or self.phases
+            reasons = []
+            for phase in named:
+                reason = domain.mismatch(phase.material, self.calibration, self.settings.energy_keV)
+                if reason is None:
+                    chosen[self.phases.index(phase)] = Proposer(
+                        classifier, phase.scene.reflections, phase.angles
+                    )
+                    break
+                reasons.append(reason)
+            else:
+                self.mismatches.append(f"bundle {classifier.model.name}: {'; '.join(reasons)}")
+        return chosen
 
     def _check_peaks(self, xy: FloatArray, source: str) -> None:
         bad = np.flatnonzero(~np.isfinite(xy).all(axis=1))

@@ -15,18 +15,19 @@ import numpy.typing as npt
 import typer
 
 from grainwatch.config import ConfigError
-from grainwatch.messages import to_builtins
+from grainwatch.messages import ModelInfo, to_builtins
 from pipelines.files import expand, read_images, reason
 from pipelines.frame import BadFrame
 from pipelines.laue.analysis import FrameAnalysis, LaueAnalysis
 from pipelines.laue.lauetools_files import read_cor, read_dat
-from pipelines.laue.pipeline import Config, open_analysis
+from pipelines.laue.pipeline import Config, model_of, open_analysis
 
 _PEAK_LISTS = {".cor": read_cor, ".dat": read_dat}
 _OPTIONS = {
     "materials": "--material",
     "geometry": "--geometry",
     "mask": "--mask",
+    "bundle": "--bundle",
     "energy_keV": "--energy",
     "sample_frame": "--sample-frame",
     "threshold_sigma": "--threshold",
@@ -56,6 +57,10 @@ def index(
         tuple[float, float],
         typer.Option(help="Energy band of the beam: two numbers in keV, the lower first (--energy 5 22)."),
     ] = (5.0, 22.0),
+    bundle: Annotated[
+        list[str] | None,
+        typer.Option("--bundle", "-b", help="Folder of a model bundle; again for more phases."),
+    ] = None,
     sample_frame: Annotated[str, typer.Option(help='Sample frame: "tilt40" or "lab".')] = "tilt40",
     threshold: Annotated[float, typer.Option(help="Peak threshold in sigmas.")] = 5.3,
     match_radius: Annotated[float, typer.Option(help="Match radius, px.")] = 2.0,
@@ -72,6 +77,7 @@ def index(
         geometry=geometry,
         mask=mask,
         energy_keV=energy,
+        bundle=tuple(bundle or ()),
         sample_frame=sample_frame,
         threshold_sigma=threshold,
         match_radius_px=match_radius,
@@ -80,6 +86,9 @@ def index(
     analysis = open_analysis(config, "index", _OPTIONS)
     if plot is not None:
         _check_plot(plot)
+    for mismatch in analysis.mismatches:
+        print(f"index: not used, the classical search does its work: {mismatch}", file=sys.stderr)
+    model = model_of(analysis)
     try:
         paths = expand(files)
     except (OSError, ValueError) as error:
@@ -95,7 +104,7 @@ def index(
                 frames += 1
                 if isinstance(outcome, FrameAnalysis):
                     _say(label, outcome, seconds)
-                    line = _line(label, outcome, spots)
+                    line = _line(label, outcome, spots, model)
                 else:
                     failed += 1
                     print(f"{label}: failed: {outcome}", file=sys.stderr)
@@ -141,7 +150,7 @@ def _analyse_file(
         yield path, None, error, 0.0
 
 
-def _line(label: str, found: FrameAnalysis, spots: bool) -> dict[str, Any]:
+def _line(label: str, found: FrameAnalysis, spots: bool, model: ModelInfo) -> dict[str, Any]:
     crystals = []
     for crystal in found.crystals:
         fields = _finite(to_builtins(crystal))
@@ -157,6 +166,7 @@ def _line(label: str, found: FrameAnalysis, spots: bool) -> dict[str, Any]:
         "peaks": len(found.xy_px),
         "crystals": crystals,
         "flags": list(found.flags),
+        "model": to_builtins(model),
     }
     if spots:
         line["peak_xy_px"] = found.xy_px.tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from grainwatch import __version__
 from grainwatch.config import ConfigError, Table
 from grainwatch.messages import AnyMessage, ArrayData, LaueResult, ModelInfo, Provenance
+from pipelines.engines.bundle import BundleError
 from pipelines.files import reason
 from pipelines.frame import Aggregator, BadFrame, Failure, Frame, StreamContext
 from pipelines.laue.analysis import FrameAnalysis, LaueAnalysis, LaueSettings, read_mask
@@ -19,6 +21,7 @@ from pipelines.laue.indexing.indexer import Hint
 from pipelines.laue.indexing.parameters import IndexingParameters
 from pipelines.laue.lauetools_files import read_det
 from pipelines.laue.peaks import PeakSearch
+from pipelines.laue.proposals import SpotClassifier
 from pipelines.maps.aggregate import map_aggregator
 
 CLASSICAL = ModelInfo(name="classical-indexer", version=__version__)
@@ -50,6 +53,9 @@ class Config(Table, frozen=True, kw_only=True):
         A crystal is reported when chance would give one as good in a frame more rarely.
     max_crystals : int
         Upper bound on the crystals of a frame.
+    bundle : list of str
+        Folders of model bundles, one a material; empty for the classical search. A bundle that is
+        made for another material or geometry is not used, and the results are flagged.
     reuse_neighbours : bool
         Judge the crystals of the frame before first; faster in a scan of large grains.
     map_tolerance_deg : float
@@ -66,6 +72,7 @@ class Config(Table, frozen=True, kw_only=True):
     max_strain: float = 5e-3
     max_false_probability: float = 1e-5
     max_crystals: int = 24
+    bundle: tuple[str, ...] = ()
     reuse_neighbours: bool = False
     map_tolerance_deg: float = 5.0
 
@@ -77,7 +84,7 @@ class LauePipeline:
         self._config = config
         self._analysis = open_analysis(config, f"streams.{context.stream}.pipeline")
         self._provenance = Provenance(
-            model=CLASSICAL,
+            model=model_of(self._analysis),
             calibration_hash=self._analysis.calibration_hash,
             config_hash=context.config_hash,
         )
@@ -145,6 +152,17 @@ def peak_array(found: FrameAnalysis) -> ArrayData:
     return ArrayData.of(table, "<f4")
 
 
+def model_of(analysis: LaueAnalysis) -> ModelInfo:
+    """Return what results carry: the network's bundle, several joined by +, or the classical indexer."""
+    models = [classifier.model for classifier in analysis.classifiers]
+    if not models:
+        return CLASSICAL
+    if len(models) == 1:
+        return models[0]
+    joined = hashlib.sha256("".join(m.sha256 for m in models).encode()).hexdigest()
+    return ModelInfo("+".join(m.name for m in models), "+".join(m.version for m in models), joined)
+
+
 def open_analysis(config: Config, where: str, options: Mapping[str, str] | None = None) -> LaueAnalysis:
     """Read materials, calibration and mask.
 
@@ -183,6 +201,10 @@ def open_analysis(config: Config, where: str, options: Mapping[str, str] | None 
     except (OSError, ValueError) as error:
         raise checked("mask", error) from error
     try:
+        classifiers = [SpotClassifier(Path(folder)) for folder in config.bundle]
+    except BundleError as error:
+        raise checked("bundle", error) from error
+    try:
         settings = LaueSettings(
             energy_keV=config.energy_keV,
             sample_frame=config.sample_frame,
@@ -194,7 +216,8 @@ def open_analysis(config: Config, where: str, options: Mapping[str, str] | None 
                 max_crystals=config.max_crystals,
             ),
         )
-        return LaueAnalysis(materials, calibration, DetectorArea.of(calibration, mask), settings)
+        area = DetectorArea.of(calibration, mask)
+        return LaueAnalysis(materials, calibration, area, settings, classifiers)
     except ValueError as error:
         # What is wrong with a setting begins with its name.
         key = str(error).partition(" ")[0].rstrip(":")

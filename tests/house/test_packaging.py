@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
@@ -65,6 +66,8 @@ def test_every_direct_dependency_is_pinned_within_its_range() -> None:
     pinned = pins()
     for group, wanted in requirements().items():
         for requirement in wanted:
+            if requirement.name == "torch":
+                continue  # see test_torch_is_for_training_alone
             version = pinned.get(canonicalize_name(requirement.name))
             assert version, f"{requirement.name} of [{group}] has no line in constraints.txt"
             assert requirement.specifier.contains(version), f"{requirement} excludes the pinned {version}"
@@ -95,6 +98,13 @@ def test_no_pin_is_left_over() -> None:
     assert sorted(set(pins()) - needed) == [], "pinned in constraints.txt and needed by nothing"
 
 
-def test_neither_the_daemon_nor_its_tests_install_torch() -> None:
-    names = {canonicalize_name(r.name) for group in ("base", "daemon", "dev") for r in requirements()[group]}
+def test_torch_is_for_training_alone() -> None:
+    wanted = requirements()
+    names = {canonicalize_name(r.name) for group in ("base", "daemon", "dev") for r in wanted[group]}
     assert "torch" not in names | set(pins())
+    # Its pin is a comment: `pip install -c` must not meet it where torch is not wanted.
+    (comment,) = re.findall(
+        r"^# torch==([0-9.]+),", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    (torch,) = (r for r in wanted["training"] if r.name == "torch")
+    assert torch.specifier.contains(comment)

@@ -1,4 +1,4 @@
-"""The door of the classical indexer: spots in, crystals out. See the package for the way between."""
+"""The door of the indexer: spots in, crystals out. See the package for the way between."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pipelines.laue.indexing.assign import IndexedCrystal, assign
 from pipelines.laue.indexing.parameters import IndexingParameters, Phase
-from pipelines.laue.indexing.search import search
+from pipelines.laue.indexing.search import Proposer, search, search_proposed
 from pipelines.laue.indexing.spots import FrameSpots, View
 from pipelines.laue.indexing.trials import Court, Explained
 
@@ -27,15 +27,26 @@ class Hint:
 
 @dataclass(frozen=True, eq=False)
 class Indexer:
-    """Finds the crystals of given phases in the peak lists of one detector. Deterministic."""
+    """Finds the crystals of given phases in the peak lists of one detector. Deterministic.
+
+    Attributes
+    ----------
+    phases : sequence of Phase
+    parameters : IndexingParameters
+    proposers : sequence
+        A network for each phase, or None; empty for the classical search alone.
+    """
 
     phases: Sequence[Phase]
     parameters: IndexingParameters = field(default_factory=IndexingParameters)
+    proposers: Sequence[Proposer | None] = ()
 
     def __post_init__(self) -> None:
         """Refuse to work without a material."""
         if not self.phases:
             raise ValueError("an indexer needs at least one material")
+        if self.proposers and len(self.proposers) != len(self.phases):
+            raise ValueError(f"{len(self.proposers)} proposers for {len(self.phases)} phases")
 
     def index(
         self,
@@ -85,7 +96,13 @@ class Indexer:
                 court.judge(trial, explained)
                 if court.accepts(trial):
                     explained.add(trial)
-        search(court, explained)
+        seeds = p.max_seeds
+        if any(proposer is not None for proposer in self.proposers):
+            before = len(explained.trials)
+            search_proposed(court, explained, self.proposers)
+            if len(explained.trials) > before:
+                seeds = p.max_seeds_after_network
+        search(court, explained, seeds)
         return assign(court, explained.trials)
 
 

@@ -34,6 +34,10 @@ class IndexingParameters:
         The brightest unexplained spots that vote.
     max_seeds : int
         Seeds tried without success before the frame is called explained.
+    max_named : int
+        The brightest spots that a network is asked to name, where there is one.
+    max_seeds_after_network : int
+        As `max_seeds`, when a network has led to crystals before.
     min_matched : int
         Fewest spots of a crystal.
     """
@@ -46,6 +50,8 @@ class IndexingParameters:
     max_spots: int = 4000
     max_voters: int = 500
     max_seeds: int = 60
+    max_named: int = 120
+    max_seeds_after_network: int = 20
     min_matched: int = 5
 
     def __post_init__(self) -> None:
@@ -57,7 +63,14 @@ class IndexingParameters:
                 raise ValueError(f"{name} {getattr(self, name)}: expected more than 0")
         if self.match_radius_px > CELL_PX:
             raise ValueError(f"match_radius_px {self.match_radius_px}: expected at most {CELL_PX:g}")
-        for name in ("max_crystals", "max_spots", "max_voters", "max_seeds"):
+        for name in (
+            "max_crystals",
+            "max_spots",
+            "max_voters",
+            "max_seeds",
+            "max_named",
+            "max_seeds_after_network",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: expected 1 or more")
         if self.min_matched < 4:

@@ -1,0 +1,177 @@
+"""Put a trained network into a bundle that the daemon can verify and run."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import subprocess
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from offline_training.laue.domain import GeometryRange, PatternRange
+from offline_training.laue.networks import Calibrated
+from pipelines.engines.bundle import SCHEMA, Description, write_bundle
+from pipelines.engines.onnxruntime_engine import MODEL, SELF_TEST
+from pipelines.laue.classes import ClassList
+from pipelines.laue.features import FeatureSpec
+from pipelines.laue.geometry import Calibration
+from pipelines.laue.proposals import CLASSES, KIND
+from pipelines.laue.reflections import ReflectionList
+
+_OPSET = 20
+_SELF_TEST_ROWS = 16
+_SELF_TEST_TOLERANCE = 1e-3
+
+
+def data_fingerprint(
+    reflections: ReflectionList,
+    classes: ClassList,
+    nominal: Calibration,
+    geometry: GeometryRange,
+    patterns: PatternRange,
+    seed: int,
+) -> str:
+    """Return a sha256 of all that determines the simulated training data."""
+    digest = hashlib.sha256()
+    for array in (reflections.hkl, reflections.g, reflections.f2, classes.hkl):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    stated = (reflections.energy_keV, nominal, asdict(geometry), asdict(patterns), seed)
+    digest.update(repr(stated).encode())
+    return digest.hexdigest()
+
+
+def domain_of(
+    reflections: ReflectionList, nominal: Calibration, geometry: GeometryRange, patterns: PatternRange
+) -> dict[str, Any]:
+    """Return the domain as `pipelines.laue.proposals.Domain` reads it."""
+
+    def around(value: float, half: float) -> dict[str, float]:
+        return {"low": round(value - half, 6), "high": round(value + half, 6)}
+
+    material = reflections.material
+    return {
+        "material": material.name,
+        "space_group": material.space_group,
+        "cell_A_deg": list(material.cell_A_deg),
+        "energy_keV": list(reflections.energy_keV),
+        "dd_mm": around(nominal.dd_mm, nominal.dd_mm * geometry.dd),
+        "xcen_px": around(nominal.xcen_px, geometry.centre_px),
+        "ycen_px": around(nominal.ycen_px, geometry.centre_px),
+        "xbet_deg": around(nominal.xbet_deg, geometry.tilt_deg),
+        "xgam_deg": around(nominal.xgam_deg, geometry.tilt_deg),
+        "pixel_size_mm": nominal.pixel_size_mm,
+        "shape": list(nominal.shape),
+        "crystals": {"low": patterns.crystals[0], "high": patterns.crystals[1]},
+        "spurious": {"low": patterns.spurious[0], "high": patterns.spurious[1]},
+    }
+
+
+def onnx_of(network: nn.Module, width: int) -> bytes:
+    """Return the network as ONNX, (batch, width) to (batch, classes), the batch being free."""
+    example = torch.zeros(2, width)
+    batch = torch.export.Dim("batch", min=1)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # The exporter warns of its own internals.
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            opset_version=_OPSET,
+            input_names=["features"],
+            output_names=["probability"],
+            dynamic_shapes={"features": {0: batch}},
+            verbose=False,
+        )
+    assert program is not None
+    return bytes(program.model_proto.SerializeToString())
+
+
+def export_bundle(
+    folder: Path,
+    network: nn.Module,
+    calibration: tuple[float, float],
+    threshold: float,
+    spec: FeatureSpec,
+    classes: ClassList,
+    examples: npt.NDArray[np.float32],
+    *,
+    domain: dict[str, Any],
+    training: dict[str, Any],
+    metrics: dict[str, Any],
+    version: str,
+    command: str,
+) -> None:
+    """Write the bundle of a network; see `pipelines.engines.bundle`.
+
+    Parameters
+    ----------
+    calibration : (float, float)
+        Temperature and shift of the reject class.
+    threshold : float
+        Probability from which a spot is confident.
+    examples : (n, spec.width) float32
+        Held-out features; the first ones become the self-test.
+    """
+    model = Calibrated(network, len(classes), *calibration).eval()
+    x = np.ascontiguousarray(examples[:_SELF_TEST_ROWS])
+    with torch.no_grad():
+        expected = model(torch.from_numpy(x)).numpy()
+    test, names = io.BytesIO(), io.BytesIO()
+    np.savez(
+        test, input=x.astype(np.float16 if np.all(x == x.astype(np.float16)) else np.float32), output=expected
+    )
+    classes.save(names)
+    material = domain["material"]
+    description = Description(
+        schema=SCHEMA,
+        kind=KIND,
+        name=f"laue-{material}-{training['recipe']}",
+        version=version,
+        about=f"Names the hkl family of Laue spots of {material}, or says that it cannot",
+        inputs={"features": {"type": "float32", "shape": ["batch", spec.width]}},
+        outputs={"probability": {"type": "float32", "shape": ["batch", len(classes)]}},
+        preparation=asdict(spec),
+        domain=domain,
+        decision={"confident": threshold, "temperature": calibration[0], "reject_shift": calibration[1]},
+        training=training,
+        metrics=metrics,
+        tolerances={"self_test": _SELF_TEST_TOLERANCE},
+        git_revision=git_revision(),
+        command=command,
+    )
+    files = {
+        MODEL: onnx_of(model, spec.width),
+        SELF_TEST: test.getvalue(),
+        CLASSES: names.getvalue(),
+    }
+    write_bundle(folder, description, files)
+
+
+def git_revision() -> str:
+    """Return the revision of the code this file belongs to, "-dirty" when code was changed since."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False
+        )
+
+    try:
+        revision = git("describe", "--always", "--exclude=*").stdout.strip()
+        # Code alone: training writes bundles, which may lie in the same checkout.
+        changed = git("status", "--porcelain", "--", ":/*.py").stdout.strip()
+    except OSError:
+        return "unknown (no git)"
+    if not revision:
+        return "unknown (not a git checkout)"
+    return f"{revision}-dirty" if changed else revision

@@ -1,0 +1,1 @@
+"""Run model bundles: load, verify, test, infer."""
