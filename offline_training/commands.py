@@ -49,7 +49,7 @@ def laue(
     missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"train: {', '.join(missing)} not installed: pip install 'grainwatch[daemon,training]'"
+            f"train: {', '.join(missing)} not installed: pip install -e '.[daemon,training]'"
         )
     from offline_training.laue.bundles import BundleRequest, make_bundle
     from offline_training.laue.training import TrainingError
