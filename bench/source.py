@@ -44,6 +44,7 @@ def rows(report: Report) -> None:
         envelope = repetitions_s(partial(decode_message, message), repeats)
         full = repetitions_s(partial(decoded, message), repeats)
         peer = f"{published} (measured elsewhere)" if published else ""
+        vendor: list[float] = []
         if importlib.util.find_spec("dectris") is not None:
             vendor = repetitions_s(partial(by_the_vendors_way, message), repeats)
             here = f"{1e3 * statistics.median(vendor):.3g} ms (bare cbor2 and dectris-compression, this run)"
