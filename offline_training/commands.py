@@ -48,9 +48,7 @@ def laue(
     """Train a network that names the spots of a material; go on where an interrupted run stopped."""
     missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(
-            f"train: {', '.join(missing)} not installed: pip install -e '.[daemon,training]'"
-        )
+        raise ConfigError(f"train: {', '.join(missing)} not installed: pip install -e '.[daemon,training]'")
     from offline_training.laue.bundles import BundleRequest, make_bundle
     from offline_training.laue.training import TrainingError
 

@@ -19,6 +19,7 @@ from pipelines.laue.classes import ClassList
 from pipelines.laue.features import FeatureMaker, Features
 from pipelines.laue.forward import bending_magnet_spectrum
 from pipelines.laue.geometry import HC_KEV_A, Calibration, DetectorArea
+from pipelines.laue.indexing.match import land
 from pipelines.laue.reflections import ReflectionList
 
 FloatArray = npt.NDArray[np.float64]
@@ -221,14 +222,8 @@ def _simulate(
                 continue
             wavelength = -2.0 * qx / q2
             ux, uy, uz = 1.0 + wavelength * qx, wavelength * qy, wavelength * qz
-            depth = projection[2, 0] * ux + projection[2, 1] * uy + projection[2, 2] * uz
-            if depth <= 0.0:
-                continue
-            px = (projection[0, 0] * ux + projection[0, 1] * uy + projection[0, 2] * uz) / depth
-            py = (projection[1, 0] * ux + projection[1, 1] * uy + projection[1, 2] * uz) / depth
-            if not (-0.5 < px < columns - 0.5 and -0.5 < py < rows - 0.5):
-                continue
-            if usable[int(py + 0.5), int(px + 0.5)] == 0:
+            seen, px, py = land(ux, uy, uz, projection, usable)
+            if not seen:
                 continue
             total = 0.0
             for order in range(int(np.ceil(low / energy)), min(int(high / energy), n_orders) + 1):

@@ -89,12 +89,12 @@ class IndexedCrystal:
 def assign(court: Court, proposed: Sequence[Trial]) -> list[IndexedCrystal]:
     """Return the crystals that stand when all are judged together, the strongest first."""
     n_spots = len(court.frame.xy)
-    nobody = Explained(n_spots)
+    nobody = Explained(court.frame)
     # What each would explain were it alone decides who is the stronger.
     alone = [_rematched(court, trial) for trial in proposed]
     for trial in alone:
         court.judge(trial, nobody)
-    explained = Explained(n_spots)
+    explained = Explained(court.frame)
     shared: list[int] = []
     for trial in sorted(alone, key=court.rank):
         if _is_another_name(trial, explained.trials):
@@ -151,12 +151,14 @@ def _finished(court: Court, trial: Trial, owned: npt.NDArray[np.bool_], shared: 
         new = _final_fit(court, scene, fit, prediction, np.where(mine & core, spot, -1).astype(np.int32))
         if new is None:
             break
-        fit = new
-        prediction = predict(scene, fit.matrix)
-        if fit.depth_mm:
-            moved = prediction.xy_px + fit.depth_mm * _depth_shift(scene, prediction)
-            prediction = replace(prediction, xy_px=moved)
-        spot, distance = pair(prediction.xy_px, court.frame.grid, p.match_radius_px)
+        computed = predict(scene, new.matrix)
+        if new.depth_mm:
+            moved = computed.xy_px + new.depth_mm * _depth_shift(scene, computed)
+            computed = replace(computed, xy_px=moved)
+        paired = pair(computed.xy_px, court.frame.grid, p.match_radius_px)
+        if np.count_nonzero(paired[0] >= 0) < p.min_matched:
+            break  # the fit ran away from its spots: what was accepted stands
+        fit, prediction, (spot, distance) = new, computed, paired
     hit = spot >= 0
     matrix, strain = fit.matrix, None
     if len(fit.covariance) >= ROTATION_AND_STRAIN:

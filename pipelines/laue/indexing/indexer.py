@@ -87,7 +87,7 @@ class Indexer:
         sigma = None if sigma_px is None else _checked_sigma(sigma_px, len(every))[: p.max_spots]
         frame = FrameSpots(xy, sigma, self.phases[0].scene.calibration)
         court = Court(frame, self.phases, p)
-        explained = Explained(len(xy))
+        explained = Explained(frame)
         for hint in hints:
             if len(explained.trials) == p.max_crystals:
                 break

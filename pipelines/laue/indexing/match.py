@@ -111,51 +111,60 @@ class Prediction:
 
 
 @kernel(
-    "Tuple((float64, float64, int64))("
-    "float64, float64, float64, float64, uint64, float64[:, ::1], float64[::1], uint8[:, ::1])",
+    "Tuple((boolean, float64, float64))(float64, float64, float64, float64[:, ::1], uint8[:, ::1])",
     inline=True,
 )
-def _project(
-    qx: float,
-    qy: float,
-    qz: float,
+def land(
+    ux: float, uy: float, uz: float, projection: FloatArray, usable: npt.NDArray[np.uint8]
+) -> tuple[bool, float, float]:
+    """Return whether a beam hits a usable pixel, and x, y in px (see `geometry`)."""
+    depth = projection[2, 0] * ux + projection[2, 1] * uy + projection[2, 2] * uz
+    if depth <= 1e-6:
+        return False, 0.0, 0.0
+    x = (projection[0, 0] * ux + projection[0, 1] * uy + projection[0, 2] * uz) / depth
+    y = (projection[1, 0] * ux + projection[1, 1] * uy + projection[1, 2] * uz) / depth
+    if x <= -0.5 or y <= -0.5 or x >= usable.shape[1] - 0.5 or y >= usable.shape[0] - 0.5:
+        return False, 0.0, 0.0
+    return usable[int(y + 0.5), int(x + 0.5)] != 0, x, y
+
+
+@kernel(
+    "Tuple((int64, float64, float64, float64))("
+    "float64[:, ::1], float64[:, ::1], float64, uint64, int64, float64[:, ::1], float64[::1], uint8[:, ::1])",
+    inline=True,
+)
+def _compute(
+    m: FloatArray,
+    g_unit: FloatArray,
     g_norm: float,
     orders: int,
+    i: int,
     projection: FloatArray,
     band: FloatArray,
     usable: npt.NDArray[np.uint8],
-) -> tuple[float, float, int]:
-    # (x, y, lowest order) of a unit q̂; order 0 where nothing of it can be seen.
+) -> tuple[int, float, float, float]:
+    # The spot of reflection i: its lowest order (0 where nothing of it can be seen), x, y, and the
+    # energy of order 1 in units of hc/2.
+    qx = m[0, 0] * g_unit[i, 0] + m[0, 1] * g_unit[i, 1] + m[0, 2] * g_unit[i, 2]
     if qx >= 0.0:
-        return 0.0, 0.0, 0
-    s = -qx
-    first = g_norm / s  # energy of order 1, in units of hc/2
+        return 0, 0.0, 0.0, 0.0
+    qy = m[1, 0] * g_unit[i, 0] + m[1, 1] * g_unit[i, 1] + m[1, 2] * g_unit[i, 2]
+    qz = m[2, 0] * g_unit[i, 0] + m[2, 1] * g_unit[i, 1] + m[2, 2] * g_unit[i, 2]
+    norm = np.sqrt(qx * qx + qy * qy + qz * qz)
+    s = -qx / norm
+    first = g_norm * norm / s
     if first > band[1]:
-        return 0.0, 0.0, 0
-    low = int(np.ceil(band[0] / first))
-    high = int(np.floor(band[1] / first))
-    low = max(low, 1)
-    high = min(high, 63)
+        return 0, 0.0, 0.0, 0.0
     order = 0
-    for n in range(low, high + 1):
+    for n in range(max(int(np.ceil(band[0] / first)), 1), min(int(np.floor(band[1] / first)), 63) + 1):
         if (orders >> np.uint64(n)) & np.uint64(1):
             order = n
             break
     if order == 0:
-        return 0.0, 0.0, 0
-    ux = 1.0 + 2.0 * s * qx
-    uy = 2.0 * s * qy
-    uz = 2.0 * s * qz
-    depth = projection[2, 0] * ux + projection[2, 1] * uy + projection[2, 2] * uz
-    if depth <= 1e-6:
-        return 0.0, 0.0, 0
-    x = (projection[0, 0] * ux + projection[0, 1] * uy + projection[0, 2] * uz) / depth
-    y = (projection[1, 0] * ux + projection[1, 1] * uy + projection[1, 2] * uz) / depth
-    if x <= -0.5 or y <= -0.5 or x >= usable.shape[1] - 0.5 or y >= usable.shape[0] - 0.5:
-        return 0.0, 0.0, 0
-    if usable[int(y + 0.5), int(x + 0.5)] == 0:
-        return 0.0, 0.0, 0
-    return x, y, order
+        return 0, 0.0, 0.0, 0.0
+    twice = 2.0 * s / norm
+    seen, x, y = land(1.0 + twice * qx, twice * qy, twice * qz, projection, usable)
+    return order if seen else 0, x, y, first
 
 
 @kernel(
@@ -176,10 +185,10 @@ def _nearest(
     # Nearest spot within the radius (at most CELL_PX): its number or -1, and the squared distance.
     best = -1
     best_d2 = radius * radius
-    x0 = max(int((x - radius) / 16.0), 0)
-    x1 = min(int((x + radius) / 16.0), nx - 1)
-    y0 = max(int((y - radius) / 16.0), 0)
-    y1 = min(int((y + radius) / 16.0), ny - 1)
+    x0 = max(int((x - radius) / CELL_PX), 0)
+    x1 = min(int((x + radius) / CELL_PX), nx - 1)
+    y0 = max(int((y - radius) / CELL_PX), 0)
+    y1 = min(int((y + radius) / CELL_PX), ny - 1)
     for cy in range(y0, y1 + 1):
         for k in range(starts[cy * nx + x0], starts[cy * nx + x1 + 1]):
             j = order[k]
@@ -220,15 +229,7 @@ def _score(
         hits = 0
         total = 0
         for i in range(n_reflections):
-            qx = m[0, 0] * g_unit[i, 0] + m[0, 1] * g_unit[i, 1] + m[0, 2] * g_unit[i, 2]
-            if qx >= 0.0:
-                continue
-            qy = m[1, 0] * g_unit[i, 0] + m[1, 1] * g_unit[i, 1] + m[1, 2] * g_unit[i, 2]
-            qz = m[2, 0] * g_unit[i, 0] + m[2, 1] * g_unit[i, 1] + m[2, 2] * g_unit[i, 2]
-            norm = np.sqrt(qx * qx + qy * qy + qz * qz)
-            x, y, order = _project(
-                qx / norm, qy / norm, qz / norm, g_norm[i] * norm, orders[i], projection, band, usable
-            )
+            order, x, y, _ = _compute(m, g_unit, g_norm[i], orders[i], i, projection, band, usable)
             if order == 0:
                 continue
             total += 1
@@ -258,22 +259,14 @@ def _predict(
 ) -> int:
     n = 0
     for i in range(g_unit.shape[0]):
-        qx = m[0, 0] * g_unit[i, 0] + m[0, 1] * g_unit[i, 1] + m[0, 2] * g_unit[i, 2]
-        if qx >= 0.0:
-            continue
-        qy = m[1, 0] * g_unit[i, 0] + m[1, 1] * g_unit[i, 1] + m[1, 2] * g_unit[i, 2]
-        qz = m[2, 0] * g_unit[i, 0] + m[2, 1] * g_unit[i, 1] + m[2, 2] * g_unit[i, 2]
-        norm = np.sqrt(qx * qx + qy * qy + qz * qz)
-        x, y, order = _project(
-            qx / norm, qy / norm, qz / norm, g_norm[i] * norm, orders[i], projection, band, usable
-        )
+        order, x, y, first = _compute(m, g_unit, g_norm[i], orders[i], i, projection, band, usable)
         if order == 0:
             continue
         out_index[n] = i
         out_xy[n, 0] = x
         out_xy[n, 1] = y
         out_order[n] = order
-        out_first[n] = g_norm[i] * norm * norm / -qx
+        out_first[n] = first
         n += 1
     return n
 

@@ -91,23 +91,29 @@ class Trial:
 
 
 class Explained:
-    """The crystals accepted so far, and the spots that they explain."""
+    """The crystals accepted so far, the spots that they explain, and those that are left."""
 
-    def __init__(self, n_spots: int) -> None:
-        self.mask: BoolArray = np.zeros(n_spots, dtype=bool)
+    def __init__(self, frame: FrameSpots) -> None:
+        self.mask: BoolArray = np.zeros(len(frame.xy), dtype=bool)
         self.trials: list[Trial] = []
+        self.density = frame.density
+        self._frame = frame
+        self._predicted: SpotGrid | None = None
 
     def add(self, trial: Trial) -> None:
         """Accept a crystal."""
         self.trials.append(trial)
         self.mask[trial.spots] = True
+        # Every later candidate is judged against these: made once, not once a candidate.
+        self.density = SpotDensity(self._frame.xy[~self.mask], self._frame.shape)
+        positions = np.concatenate([t.prediction.xy_px for t in self.trials])
+        self._predicted = SpotGrid.of(positions, self._frame.shape)
 
-    def coincides(self, xy_px: FloatArray, radius_px: float, shape: tuple[int, int]) -> BoolArray:
+    def coincides(self, xy_px: FloatArray, radius_px: float) -> BoolArray:
         """Return which positions an accepted crystal predicts too."""
-        if not self.trials:
+        if self._predicted is None:
             return np.zeros(len(xy_px), dtype=bool)
-        taken = SpotGrid.of(np.concatenate([t.prediction.xy_px for t in self.trials]), shape)
-        return pair(xy_px, taken, radius_px)[0] >= 0
+        return pair(xy_px, self._predicted, radius_px)[0] >= 0
 
 
 class Court:
@@ -186,25 +192,22 @@ class Court:
     def judge(self, trial: Trial, explained: Explained) -> int:
         """Set `log_false` from what no accepted crystal explains; return how many spots it shares."""
         p = self.parameters
-        frame = self.frame
         predicted = trial.prediction.xy_px
-        own = ~explained.coincides(predicted, 2.0 * p.match_radius_px, frame.shape)
+        own = ~explained.coincides(predicted, 2.0 * p.match_radius_px)
         hit = trial.hit
         free = hit & own
         free[hit] &= ~explained.mask[trial.spots]
         shared = int(np.count_nonzero(hit & ~free))
-        density = SpotDensity(frame.xy[~explained.mask], frame.shape) if explained.trials else frame.density
-        chance = density.chance(predicted, p.match_radius_px)
+        chance = explained.density.chance(predicted, p.match_radius_px)
         trial.log_false = self._log_false(trial, free, own, chance)
         if trial.log_false <= self._log_accept:
             # Spots of other crystals lie on zone lines, and any orientation that lays a zone of its
             # own along one matches a row of them: a zone counts as the two matches that fix it.
             zone = self._fullest_zone(trial, free)
-            spare = np.flatnonzero(free & zone)[2:]
-            own = own & ~zone
-            own[np.flatnonzero(free & zone)[:2]] = True
-            free = free.copy()
-            free[spare] = False
+            in_zone = np.flatnonzero(free & zone)
+            own &= ~zone
+            own[in_zone[:2]] = True
+            free[in_zone[2:]] = False
             trial.log_false = self._log_false(trial, free, own, chance)
         return shared
 
