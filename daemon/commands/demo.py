@@ -37,6 +37,8 @@ def demo(
     shape = _checked(rate, scan)
     # A stop by a service manager cleans up like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Paths in the configuration count from its own folder: whole ones mean the same everywhere.
+    keep = keep.resolve()
     try:
         with demo_folder(keep):
             with announced():
