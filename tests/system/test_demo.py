@@ -35,7 +35,8 @@ def crystals(text: str) -> list[re.Match[str]]:
 
 def run(tmp_path: Path, *options: str, **environment: str) -> str:
     answer = subprocess.run(
-        [*COMMAND, "--keep", str(tmp_path / "kept"), *options],
+        # Relative, as the default is: the daemon must mean the same folder by it.
+        [*COMMAND, "--keep", "kept", *options],
         env={**os.environ, "TMPDIR": str(tmp_path), **environment},
         capture_output=True,
         text=True,
