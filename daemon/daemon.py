@@ -22,13 +22,13 @@ from daemon.flow.ledger import Ledger, Series
 from daemon.flow.local import LocalExecutor
 from daemon.flow.lock import StateLock, make_folder
 from daemon.flow.outbox import Outbox, SinkRunner
-from daemon.flow.plugins import Plugin, pipeline_plugin, sink_plugins, source_plugin
+from daemon.flow.plugins import Plugin, open_source, pipeline_plugin, sink_plugins, source_plugin
 from daemon.flow.quarantine import Quarantine
 from daemon.flow.series import SeriesTracker
 from daemon.flow.stream import Stream
 from daemon.flow.workers import WorkersExecutor
 from daemon.sinks.base import SeriesClosed, SeriesOpened, SinkContext
-from daemon.sources.base import Source
+from daemon.sources.base import Source, SourceContext
 from grainwatch import __version__
 from grainwatch.config import Config, ConfigError, EdgeTable
 from grainwatch.messages import Health, LaueResult, Times
@@ -145,7 +145,8 @@ class Daemon:
         opened: dict[str, Source] = {}
         with ExitStack() as close_sources:
             for name, source in sources.items():
-                opened[name] = _open(source, partial(source.module.open_source, source.config, name))
+                context = self._source_context(open_before.get(name, []))
+                opened[name] = _open(source, partial(open_source, source, name, context))
                 close_sources.callback(opened[name].close)
             close_sources.pop_all()
         for stream in self.streams.values():
@@ -176,6 +177,13 @@ class Daemon:
             else:
                 self._ledger.end_series(series)
         return found
+
+    def _source_context(self, open_before: list[Series]) -> SourceContext:
+        def wanted(series: Series, frame: int) -> bool:
+            channels = list(series.accounts) or [""]
+            return any(self._ledger.whether_new(series, c, frame) != "repeated" for c in channels)
+
+        return SourceContext(self._state_dir, {s.detector_series: partial(wanted, s) for s in open_before})
 
     def _history(self, uid: str) -> Iterator[LaueResult]:
         """Yield what an earlier daemon published of a series that goes on."""
@@ -331,6 +339,7 @@ class Daemon:
         if self._state == "starting":
             return {"status": {"name": self.config.daemon.name, "version": __version__, "state": "starting"}}
         errors = {f"sink {s.name}": s.last_error for s in self._outbox.sinks if s.last_error}
+        errors |= {f"source {s.name}": s.problem for s in self.streams.values() if s.problem}
         if self._ledger.fault:
             errors["ledger"] = self._ledger.fault
         if self._dispatcher.broken:

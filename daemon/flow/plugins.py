@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, cast
 
+from daemon.sources.base import Source, SourceContext
 from grainwatch.config import Config, ConfigError, StreamTable, plugin_config
 from pipelines.frame import Aggregator, Pipeline, StreamContext
 
@@ -67,6 +69,14 @@ def pipeline_plugin(stream: str, table: StreamTable, config_hash: str, where: st
     at = f"{where}: streams.{stream}.pipeline"
     plugin = Plugin(*plugin_config("pipelines", table.pipeline, at), at)
     return PipelinePlugin(plugin, StreamContext(stream, config_hash, table.scan), where)
+
+
+def open_source(plugin: Plugin, stream: str, context: SourceContext) -> Source:
+    """Open a source; one whose ``open_source`` has a parameter ``context`` is given it."""
+    make = plugin.module.open_source
+    if "context" in inspect.signature(make).parameters:
+        return cast(Source, make(plugin.config, stream, context))
+    return cast(Source, make(plugin.config, stream))
 
 
 def sink_plugins(config: Config, where: str) -> dict[str, Plugin]:

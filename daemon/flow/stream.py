@@ -117,6 +117,11 @@ class Stream:
         """Say what the source listens to."""
         return self._source.describe() if self._source else "not open"
 
+    @property
+    def problem(self) -> str:
+        """What keeps the source from its work at present, "" if nothing or if it does not say."""
+        return str(getattr(self._source, "problem", ""))
+
     def _latest_error(self) -> str:
         if self.fault:
             return self.fault

@@ -3,12 +3,17 @@
 A source module has a ``Config`` struct (a `grainwatch.config.Table`) and
 ``open_source(config, stream) -> Source``. A source knows the instrument's numbers only; the
 daemon gives each series its uid, judges order and gaps, and keeps the accounts.
+
+Two things are optional. ``open_source(config, stream, context)`` is given a `SourceContext` as well: for
+a source that can fetch again what a crash lost. A source with a property ``problem`` (str) says in it
+what keeps it from its work at present, "" if nothing: `status` shows it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from pipelines.frame import Image
@@ -75,6 +80,24 @@ class Exhausted:
 
 
 Event: TypeAlias = SeriesStart | Arrival | Bad | SeriesEnd | Idle | Exhausted
+
+
+@dataclass(frozen=True, slots=True)
+class SourceContext:
+    """What a source may know of its daemon, so that it can go on after a restart.
+
+    Attributes
+    ----------
+    state_dir : Path
+        Where it may keep a file of its own, with the name of the stream in the file's name.
+    open_before : mapping of str to callable
+        By `detector_series`, the series of this stream that were open when the daemon stopped. Images
+        of them may go on without a `SeriesStart`. The callable says of a number whether its image
+        would still be taken: it never came, or was lost.
+    """
+
+    state_dir: Path
+    open_before: Mapping[str, Callable[[int], bool]] = field(default_factory=dict)
 
 
 class Source(Protocol):
