@@ -296,6 +296,9 @@ class Daemon:
 
     def _announce_opened(self, event: SeriesOpened) -> None:
         self._announced.add(event.series_uid)
+        aggregation = self.streams[event.stream].aggregation
+        if aggregation is not None:
+            aggregation.begin(event)
         self._outbox.announce(event)
 
     def _announce_closed(self, series: Series) -> None:

@@ -10,7 +10,8 @@ from operator import methodcaller
 from daemon.flow.edge import Edge
 from daemon.flow.ledger import Series
 from daemon.flow.outbox import Outbox
-from grainwatch.config import EdgeTable
+from daemon.sinks.base import SeriesOpened
+from grainwatch.config import EdgeTable, ScanTable
 from grainwatch.messages import AnyMessage, LaueResult, Times
 from pipelines.frame import Aggregator
 
@@ -24,7 +25,7 @@ class Aggregation:
     ----------
     stream : str
     make : callable
-        Makes the aggregator of a series from its uid; None where there is nothing to sum up.
+        Makes the aggregator of a series from its uid and scan; None where there is nothing to sum up.
     outbox : Outbox
     closed : callable
         Told of each series that is complete, after its last message was published.
@@ -35,7 +36,7 @@ class Aggregation:
     def __init__(
         self,
         stream: str,
-        make: Callable[[str], Aggregator | None],
+        make: Callable[[str, ScanTable | None], Aggregator | None],
         outbox: Outbox,
         closed: Callable[[Series], None],
         history: Callable[[str], Iterable[LaueResult]],
@@ -45,7 +46,8 @@ class Aggregation:
         self._outbox = outbox
         self._closed = closed
         self._history = history
-        self.edge: Edge[LaueResult | Series] = Edge(f"{stream} maps", EdgeTable())
+        self.edge: Edge[LaueResult | Series | SeriesOpened] = Edge(f"{stream} maps", EdgeTable())
+        self._scans: dict[str, ScanTable] = {}
         self._aggregators: dict[str, Aggregator | None] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"maps-{stream}", daemon=True)
@@ -53,6 +55,10 @@ class Aggregation:
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+
+    def begin(self, series: SeriesOpened) -> None:
+        """Take note that a series opened, with the scan that it may bring."""
+        self.edge.put_always(series)
 
     def add(self, result: LaueResult) -> None:
         """Take a result; waits when the aggregator cannot follow."""
@@ -76,7 +82,10 @@ class Aggregation:
             if stopping and not items:
                 return
             for item in items:
-                if isinstance(item, Series):
+                if isinstance(item, SeriesOpened):
+                    if item.scan is not None:
+                        self._scans[item.series_uid] = item.scan
+                elif isinstance(item, Series):
                     self._finish(item)
                 else:
                     self._guarded(item.key.series_uid, methodcaller("add", item))
@@ -85,10 +94,11 @@ class Aggregation:
         if series.uid in self._aggregators:
             self._guarded(series.uid, methodcaller("finish"))
             self._aggregators.pop(series.uid, None)
+        self._scans.pop(series.uid, None)
         self._closed(series)
 
     def _begin(self, uid: str) -> Aggregator | None:
-        aggregator = self._make(uid)
+        aggregator = self._make(uid, self._scans.get(uid))
         if aggregator is not None:
             for result in self._history(uid):
                 aggregator.add(result)  # what it says has been published before

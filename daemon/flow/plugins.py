@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, cast
 
 from daemon.sources.base import Source, SourceContext
-from grainwatch.config import Config, ConfigError, StreamTable, plugin_config
+from grainwatch.config import Config, ConfigError, ScanTable, StreamTable, plugin_config
 from pipelines.frame import Aggregator, Pipeline, StreamContext
 
 
@@ -45,12 +45,16 @@ class PipelinePlugin:
                 raise ConfigError(f"{self.file}: {error}") from error
             raise
 
-    def aggregator(self, series_uid: str) -> Aggregator | None:
-        """Make what sums up a series, where the pipeline has such a thing."""
+    def aggregator(self, series_uid: str, scan: ScanTable | None = None) -> Aggregator | None:
+        """Make what sums up a series, where the pipeline has such a thing.
+
+        `scan` is the grid of the series, which the instrument may have brought.
+        """
         make = getattr(self.plugin.module, "aggregator", None)
         if make is None:
             return None
-        return cast(Aggregator | None, make(self.plugin.config, self.context, series_uid))
+        context = replace(self.context, scan=scan or self.context.scan)
+        return cast(Aggregator | None, make(self.plugin.config, context, series_uid))
 
     @property
     def batch(self) -> int:

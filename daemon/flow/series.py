@@ -30,6 +30,8 @@ FARTHEST_JUMP: Final = 10_000_000
 FARTHEST_OVERRUN: Final = 16
 #: Channels of one series that were not announced and are taken nevertheless.
 MOST_UNANNOUNCED: Final = 16
+#: Series that one stream may have open at once.
+MOST_OPEN: Final = 8
 #: Ended series whose late images are told apart from images of unknown series.
 REMEMBERED: Final = 8
 
@@ -45,7 +47,7 @@ class Taken:
 
 @dataclass(slots=True, eq=False)
 class _Open:
-    """The series that is under way."""
+    """A series that is under way."""
 
     series: Series
     walk: GridWalk | None
@@ -62,7 +64,7 @@ class SeriesTracker:
     stream : str
     ledger : Ledger
     scan : ScanTable or None
-        The grid that the frames of a series walk over.
+        The grid that the frames of a series walk over; without it, the one that a series brings.
     open_before : list of Series
         Series of this stream that the ledger knows as open: images that go on arriving belong to
         them, although no start comes again.
@@ -85,7 +87,7 @@ class SeriesTracker:
         self._ledger = ledger
         self._scan = scan
         self._opened = opened
-        self._open: _Open | None = None
+        self._open: dict[str, _Open] = {}  # by the detector's name, in order of their starts
         self._waiting: dict[str, Series] = {}
         for series in open_before:
             earlier = self._waiting.get(series.detector_series)
@@ -96,8 +98,9 @@ class SeriesTracker:
 
     @property
     def series_uid(self) -> str:
-        """The uid of the series that is under way, "" between series."""
-        return self._open.series.uid if self._open else ""
+        """The uid of the series that is under way (the latest of several), "" between series."""
+        latest = self._latest()
+        return latest.series.uid if latest else ""
 
     def take(self, event: Event) -> Taken | None:
         """Judge an event; return the frame that it brought, if it may go on."""
@@ -108,10 +111,10 @@ class SeriesTracker:
                 return self._arrival(event)
             case Bad():
                 self._bad(event)
-            case SeriesEnd(detector_series):
-                self._end(detector_series)
-            case Exhausted() if self._open is not None:
-                self._close(self._open.series)
+            case SeriesEnd():
+                self._end(event)
+            case Exhausted():
+                self._close_all()
         return None
 
     def stop(self) -> None:
@@ -119,21 +122,21 @@ class SeriesTracker:
         for series in self._waiting.values():
             self._ledger.end_series(series, suspend=True)
         self._waiting = {}
-        if self._open is not None:
-            self._ledger.end_series(self._open.series, suspend=True)
-            self._open = None
+        for current in self._open.values():
+            self._ledger.end_series(current.series, suspend=True)
+        self._open = {}
 
     # Starts and ends.
 
     def _start(self, start: SeriesStart) -> None:
-        if self._open is not None:
+        for current in self._in_the_way(start):
             log.warning(
                 "%s: series %s starts while %s is open: closing that one",
                 self.stream,
                 start.detector_series,
-                self._open.series.detector_series,
+                current.series.detector_series,
             )
-            self._close(self._open.series)
+            self._close(current.series)
         for series in self._waiting.values():
             self._close(series)
         self._waiting = {}
@@ -145,13 +148,24 @@ class SeriesTracker:
             start.channels,
             time.time(),
         )
-        self._enter(series, start.channels, start.metadata)
+        self._enter(series, start.channels, start.metadata, start.scan)
         expected = "" if start.n_frames is None else f", {start.n_frames} frames to come"
         log.info("%s: series %s starts (%s)%s", self.stream, start.detector_series, series.uid[:8], expected)
 
-    def _enter(self, series: Series, channels: tuple[str, ...], metadata: Any) -> None:
+    def _in_the_way(self, start: SeriesStart) -> list[_Open]:
+        """Return which of the open series end when this one starts."""
+        if not start.beside:
+            return list(self._open.values())
+        same = [self._open[start.detector_series]] if start.detector_series in self._open else []
+        others = [o for o in self._open.values() if o not in same]
+        return same + others[: max(0, len(others) - MOST_OPEN + 1)]
+
+    def _enter(
+        self, series: Series, channels: tuple[str, ...], metadata: Any, own_scan: ScanTable | None = None
+    ) -> None:
         walk = GridWalk(self._scan, series.first_frame) if self._scan else None
-        self._open = _Open(series, walk, channels)
+        scan = self._scan or own_scan
+        self._open[series.detector_series] = _Open(series, walk, channels)
         self._opened(
             SeriesOpened(
                 stream=self.stream,
@@ -159,38 +173,48 @@ class SeriesTracker:
                 started=series.started,
                 detector_series=series.detector_series,
                 n_frames=series.n_frames,
-                scan_shape=self._scan.shape if self._scan else None,
+                scan_shape=scan.shape if scan else None,
                 metadata=metadata,
+                scan=scan,
             )
         )
 
-    def _end(self, detector_series: str) -> None:
-        if self._open is not None and self._open.series.detector_series == detector_series:
-            self._close(self._open.series)
-        elif detector_series in self._waiting:
-            self._close(self._waiting.pop(detector_series))
-        else:
-            log.warning("%s: series %s ends that did not start", self.stream, detector_series)
+    def _end(self, end: SeriesEnd) -> None:
+        current = self._open.get(end.detector_series)
+        series = current.series if current else self._waiting.pop(end.detector_series, None)
+        if series is None:
+            log.warning("%s: series %s ends that did not start", self.stream, end.detector_series)
+            return
+        if end.n_frames is not None:
+            series.n_frames = end.n_frames
+        self._close(series)
 
     def _close(self, series: Series) -> None:
         self._ledger.end_series(series)
         self._ended.append(series)
-        if self._open is not None and self._open.series is series:
-            self._open = None
+        current = self._open.get(series.detector_series)
+        if current is not None and current.series is series:
+            del self._open[series.detector_series]
         log.info("%s: series %s ended (%s)", self.stream, series.detector_series, series.uid[:8])
 
+    def _close_all(self) -> None:
+        for current in list(self._open.values()):
+            self._close(current.series)
+
+    def _latest(self) -> _Open | None:
+        return next(reversed(self._open.values()), None)
+
     def _find(self, detector_series: str) -> _Open | None:
-        """Return the series under way if it is the one, or go on with one that was open before."""
-        if self._open is not None and self._open.series.detector_series == detector_series:
-            return self._open
+        """Return the series if it is under way, or go on with one that was open before."""
+        if detector_series in self._open:
+            return self._open[detector_series]
         series = self._waiting.pop(detector_series, None)
         if series is None:
             return None
-        if self._open is not None:
-            self._close(self._open.series)
+        self._close_all()
         log.info("%s: series %s goes on (%s)", self.stream, detector_series, series.uid[:8])
         self._enter(series, tuple(series.accounts), {})
-        return self._open
+        return self._open[detector_series]
 
     # Images.
 
@@ -215,7 +239,9 @@ class SeriesTracker:
             image=arrival.image,
             acquired=arrival.acquired,
             received=now,
-            grid_index=current.walk.index(arrival.frame, arrival.position_um) if current.walk else None,
+            grid_index=current.walk.index(arrival.frame, arrival.position_um)
+            if current.walk
+            else arrival.grid_index,
             position_um=arrival.position_um,
             metadata=arrival.metadata,
         )
@@ -274,7 +300,7 @@ class SeriesTracker:
         self._say(f"frame {frame}: {why}")
 
     def _bad(self, bad: Bad) -> None:
-        current = self._find(bad.detector_series) if bad.detector_series is not None else self._open
+        current = self._find(bad.detector_series) if bad.detector_series is not None else self._latest()
         if bad.frame is None:
             series = current.series if current else self._ledger.no_series(self.stream)
             self._ledger.beside(series, bad.channel, None, "failed", bad.reason)

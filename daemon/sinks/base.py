@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+from grainwatch.config import ScanTable
 from grainwatch.messages import AnyMessage
 
 
@@ -27,7 +28,7 @@ class SinkContext:
 
 @dataclass(frozen=True, slots=True)
 class SeriesOpened:
-    """The daemon opened a series. `started` is UTC seconds."""
+    """The daemon opened a series. `started` is UTC seconds, `scan` the grid that its frames walk over."""
 
     stream: str
     series_uid: str
@@ -36,6 +37,7 @@ class SeriesOpened:
     n_frames: int | None = None
     scan_shape: tuple[int, ...] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    scan: ScanTable | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+from grainwatch.config import ScanTable
 from pipelines.frame import Image
 
 
@@ -26,6 +27,10 @@ class SeriesStart:
     `detector_series` is what the instrument calls it (number and unique id in one string).
     `first_frame` is the number its frames start from; `n_frames` how many *numbers* will come
     (None: unknown). `channels` are the names of the images in each message, ("",) for one.
+
+    `scan` is the grid that the instrument says it walks over; the arrivals then carry their
+    `grid_index`. A scan in the configuration outranks it. `beside` leaves other series of the stream
+    open, for an instrument that runs several at once; without it a start ends what is open.
     """
 
     detector_series: str
@@ -33,11 +38,16 @@ class SeriesStart:
     first_frame: int = 0
     channels: tuple[str, ...] = ("",)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    scan: ScanTable | None = None
+    beside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One image of one channel. `position_um` and `metadata` when the message carries them."""
+    """One image of one channel. `position_um` and `metadata` when the message carries them.
+
+    `grid_index` is its place in the `scan` that its series started with.
+    """
 
     detector_series: str
     frame: int
@@ -46,6 +56,7 @@ class Arrival:
     acquired: float = 0.0
     position_um: tuple[float, ...] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    grid_index: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +75,14 @@ class Bad:
 
 @dataclass(frozen=True, slots=True)
 class SeriesEnd:
-    """A series is over; frames that did not come by now are missing."""
+    """A series is over; frames that did not come by now are missing.
+
+    `n_frames` is how many numbers there were in fact, where the instrument says so only at the end: a
+    scan that was aborted has none missing of those that it did not reach.
+    """
 
     detector_series: str
+    n_frames: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from daemon.flow.ledger import Ledger, Series
 from daemon.flow.ledger_store import audit
-from daemon.flow.series import MOST_UNANNOUNCED, SeriesTracker, Taken
+from daemon.flow.series import MOST_OPEN, MOST_UNANNOUNCED, SeriesTracker, Taken
 from daemon.sinks.base import SeriesOpened
 from daemon.sources.base import Arrival, Bad, Event, Exhausted, Idle, SeriesEnd, SeriesStart
 from grainwatch.config import ScanTable
@@ -310,3 +310,57 @@ def test_whatever_a_detector_says_the_accounts_balance(
     assert bench.totals["received"] == arrivals
     assert bench.ledger.balance() == []
     bench.close()
+
+
+def test_series_that_run_beside_each_other_stay_open(bench: Bench) -> None:
+    taken = bench.take(
+        SeriesStart("outer", 3, beside=True),
+        image(0, "outer"),
+        SeriesStart("inner", 2, beside=True),
+        image(0, "inner"),
+        image(1, "outer"),
+        Bad("garbage"),
+        SeriesEnd("inner"),
+        image(2, "outer", shape=(4, 5)),
+        SeriesEnd("outer"),
+    )
+    bench.finish(*taken)
+    outer, inner = bench.opened
+    assert [(t.frame.key.series_uid, t.frame.key.frame) for t in taken] == [
+        (outer.series_uid, 0),
+        (inner.series_uid, 0),
+        (outer.series_uid, 1),
+        (outer.series_uid, 2),
+    ]
+    assert bench.tracker.series_uid == ""
+    assert (bench.totals["done"], bench.totals["failed"], bench.totals["missing"]) == (4, 1, 1)
+
+
+def test_no_more_than_a_few_series_stay_open_beside_each_other(bench: Bench) -> None:
+    bench.take(*(SeriesStart(str(n), 1, beside=True) for n in range(MOST_OPEN + 2)))
+    closed = {s.detector_series for s in bench.ledger.take_completed()}
+    assert closed == {"0", "1"}
+    # One that does not run beside others ends all of them, and the same name is not open twice.
+    bench.take(SeriesStart("9", 1, beside=True))
+    assert {s.detector_series for s in bench.ledger.take_completed()} == {"9"}
+    bench.take(SeriesStart("last", 1))
+    assert len(bench.ledger.take_completed()) == MOST_OPEN
+
+
+def test_an_end_may_say_how_many_frames_there_were(bench: Bench) -> None:
+    bench.finish(*bench.take(SeriesStart("1/a", 100), image(0), image(2)))
+    bench.take(SeriesEnd("1/a", 4))
+    assert bench.totals["missing"] == 2
+
+
+def test_the_scan_of_a_series_counts_where_the_configuration_has_none(tmp_path: Path) -> None:
+    own = ScanTable(shape=(5, 4), step_um=(1.0, 2.0))
+    placed = Arrival("1/a", 0, PlainImage(np.zeros((4, 5), "u2")), grid_index=(3, 2))
+    for configured, index in ((None, (3, 2)), (ScanTable(shape=(2, 2)), (0, 0))):
+        bench = Bench(tmp_path / f"{index}.sqlite", configured)
+        (taken,) = bench.take(SeriesStart("1/a", 20, scan=own), placed)
+        assert taken.frame.grid_index == index
+        assert bench.opened[0].scan == (configured or own)
+        assert bench.opened[0].scan_shape == (configured or own).shape
+        bench.finish(taken)
+        bench.close()
