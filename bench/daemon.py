@@ -6,13 +6,14 @@ frames differ; each is decompressed, searched, indexed, refined, published and w
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ from pipelines.results_files import read_results, results_files
 
 WORKERS = 2
 ASKED_HZ = 12.0
+ASKED_HZ_WITH_BUNDLE = 15.0
 ASKED_GIB = 1.5
 START_S = 120.0
 TICK = os.sysconf("SC_CLK_TCK")
@@ -109,6 +111,18 @@ def rows(report: Report) -> None:
         conditions=f"in that run; front {100 * fast.core_share['front']:.0f} %,"
         f" workers {100 * fast.core_share['workers']:.0f} %",
     )
+    named = through_a_daemon(
+        folder, rate_hz=0.0, seconds=report.scale(full=60, quick=10), bundle=[recipe.material]
+    )
+    _check(named)
+    report.add(
+        "daemon with the shipped bundle, frames through it, none dropped",
+        named.rate_hz,
+        "frames/s",
+        at_least=ASKED_HZ_WITH_BUNDLE,
+        conditions=f"as above, classical: {fast.rate_hz:.1f} frames/s",
+        data={"counts": named.counts, "core_share": named.core_share, "seconds": named.seconds},
+    )
     steady = through_a_daemon(folder, rate_hz=ASKED_HZ, seconds=report.scale(full=60, quick=10))
     _check(steady)
     late, work = 1e3 * steady.latency_s, 1e3 * steady.compute_s
@@ -129,7 +143,12 @@ def rows(report: Report) -> None:
 
 
 def through_a_daemon(
-    folder: Path, rate_hz: float, seconds: float, workers: int = WORKERS, config: str = ""
+    folder: Path,
+    rate_hz: float,
+    seconds: float,
+    workers: int = WORKERS,
+    config: str = "",
+    bundle: Sequence[str] = (),
 ) -> Run:
     """Send frames through a daemon for some seconds, after some more in which it gets going.
 
@@ -140,7 +159,7 @@ def through_a_daemon(
     """
     with tempfile.TemporaryDirectory(prefix="grainwatch-bench-") as scratch:
         place = Path(scratch)
-        address = _write_config(place, workers, config)
+        address = _write_config(place, workers, config, bundle)
         with _process(
             place / "daemon.txt", "-m", "grainwatch", "run", str(place / "grainwatch.toml")
         ) as front:
@@ -195,11 +214,11 @@ def _check(run: Run) -> None:
         raise RuntimeError(f"not every frame was done: {run.counts}")
 
 
-def _write_config(place: Path, workers: int, more: str) -> str:
+def _write_config(place: Path, workers: int, more: str, bundle: Sequence[str]) -> str:
     """Write calibration and configuration; return the address that the detector binds."""
     write_det(place / "geometry_c.det", GEOMETRY_C, material="Cu")
     detector, results, catch_up = (f"tcp://127.0.0.1:{port}" for port in free_ports(3))
-    # All that is not said is as grainwatch init leaves it.
+    # All that is not said is as grainwatch init leaves it, but for the network.
     (place / "grainwatch.toml").write_text(
         f"""
 [daemon]
@@ -213,6 +232,7 @@ address = "{detector}"
 type = "laue"
 materials = ["Cu"]
 geometry = "{place}/geometry_c.det"
+bundle = {json.dumps(list(bundle))}
 [sinks.zmq]
 results = "{results}"
 catch_up = "{catch_up}"

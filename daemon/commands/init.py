@@ -26,6 +26,7 @@ from pipelines.laue import pipeline
 from pipelines.laue.crystal import load_material, material_names
 from pipelines.laue.geometry import Calibration
 from pipelines.laue.lauetools_files import read_det
+from pipelines.laue.proposals import shipped_for
 
 _PLACEHOLDER = "calibration.det"
 _PIXEL_BYTES = 4
@@ -94,11 +95,12 @@ def config_text(
     laue = pipeline.Config(materials=(), geometry="")
     zmq, hdf5 = publisher.Config(), results_file.Config()
     results = str(folder / "results")
-    slot_bytes = ring.slot_bytes
+    slot_bytes, bundles = ring.slot_bytes, list[str]()
     geometry = str(det.absolute() if det else folder / _PLACEHOLDER)
     about = "LaueTools calibration"
     if calibration is not None:
         rows, columns = calibration.shape
+        bundles = shipped_for(map(load_material, materials), calibration, laue.energy_keV)
         slot_bytes = max(slot_bytes, rows * columns * _PIXEL_BYTES)
         about += f": {calibration.label or 'detector'} {rows} x {columns}, {calibration.dd_mm:.4g} mm away"
     built_in = ", ".join(material_names())
@@ -139,6 +141,7 @@ def config_text(
                 ("type", "laue", "crystals in white-beam Laue frames"),
                 ("materials", materials, f"CIF files, or of {built_in}"),
                 ("geometry", geometry, about),
+                ("bundle", bundles, "networks that know the spots; [] for the classical search alone"),
                 ("energy_keV", laue.energy_keV, "band of the beam"),
                 ("sample_frame", laue.sample_frame, "surface inclined by 40 deg (tilt40), or lab"),
                 ("threshold_sigma", laue.threshold_sigma, "peaks this far above the noise"),

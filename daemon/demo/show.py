@@ -139,6 +139,11 @@ class Show:
         if not isinstance(message, LaueResult):
             return
         tally.results += 1
+        if message.key.source not in tally.crystals:
+            model = message.provenance.model
+            self._view.say(
+                f"({message.key.source}: what follows is the work of {model.name} {model.version})"
+            )
         tally.crystals.update({message.key.source: len(message.crystals)})
         if message.key.source != SCAN:
             self._view.result(message)

@@ -21,7 +21,10 @@ from grainwatch.commands.status import ask
 from grainwatch.config import ConfigError
 from grainwatch.messages import Health
 from grainwatch.stream import ResultStream
-from pipelines.laue.lauetools_files import write_det
+from pipelines.laue.crystal import load_material
+from pipelines.laue.lauetools_files import read_det, write_det
+from pipelines.laue.pipeline import Config as PipelineConfig
+from pipelines.laue.proposals import shipped_for
 
 START_S: Final = 120.0
 STOP_S: Final = 15.0
@@ -141,8 +144,8 @@ class Station:
         self._catch_up = f"tcp://127.0.0.1:{ports.pop()}"
         self._detectors = {name: f"tcp://127.0.0.1:{ports.pop()}" for name in [SCAN, *self._streams()]}
         geometry = keep / GEOMETRY
-        self.config.write_text(self._config_text(sample, geometry), encoding="utf-8")
         write_det(geometry, DETECTOR, material=MATERIAL, note="grainwatch demo")
+        self.config.write_text(self._config_text(sample, geometry), encoding="utf-8")
         points = [str(n) for n in sample.grid.shape]
         self._scanner_arguments = ["--points", *points, "--seed", str(seed), "--rate", str(rate_hz)]
 
@@ -260,15 +263,8 @@ class Station:
             },
             "sinks.hdf5": {"folder": str(self.results)},
         }
-        pipelines: dict[str, dict[str, Any]] = {
-            scene.stream: {"materials": list(scene.materials), "geometry": str(scene.geometry.absolute())}
-            for scene in self._scenes
-        }
-        pipelines[SCAN] = {
-            "materials": [MATERIAL],
-            "geometry": str(geometry.absolute()),
-            "sample_frame": SAMPLE_FRAME,
-        }
+        pipelines = {s.stream: _pipeline(s.materials, s.geometry) for s in self._scenes}
+        pipelines[SCAN] = {**_pipeline([MATERIAL], geometry), "sample_frame": SAMPLE_FRAME}
         for stream, pipeline in pipelines.items():
             source = {"type": "dectris-v2", "address": self._detectors[stream]}
             tables[f"streams.{stream}.source"] = source
@@ -285,6 +281,13 @@ class Station:
             for name, table in tables.items()
         ]
         return "\n\n".join([HEADING, *blocks]) + "\n"
+
+
+def _pipeline(materials: Sequence[str], geometry: Path) -> dict[str, Any]:
+    """Return the table of a pipeline, with the networks that come with grainwatch for it."""
+    band = PipelineConfig(materials=(), geometry="").energy_keV
+    bundles = shipped_for(map(load_material, materials), read_det(geometry).calibration, band)
+    return {"materials": list(materials), "geometry": str(geometry.absolute()), "bundle": bundles}
 
 
 def free_ports(count: int) -> list[int]:

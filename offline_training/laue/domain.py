@@ -11,7 +11,7 @@ from pipelines.laue.geometry import Calibration
 
 @dataclass(frozen=True)
 class GeometryRange:
-    """Detector positions around a calibration.
+    """Detectors and their positions around a calibration.
 
     Attributes
     ----------
@@ -19,21 +19,26 @@ class GeometryRange:
         Relative half-width of the distance.
     centre_px, tilt_deg : float
         Half-widths of xcen and ycen, and of xbet and xgam.
+    side : float
+        Relative half-width of the detector's sides. It is drawn as the size of a pixel: what a network
+        sees are angles, in which a large detector of few pixels is a small one of many.
     """
 
     dd: float = 0.15
     centre_px: float = 200.0
     tilt_deg: float = 3.0
+    side: float = 0.1
 
     def draw(self, nominal: Calibration, rng: np.random.Generator) -> Calibration:
         """Return a calibration, uniform in the range."""
-        u = rng.uniform(-1.0, 1.0, 5)
+        u = rng.uniform(-1.0, 1.0, 6)
         return nominal.with_parameters(
             dd_mm=nominal.dd_mm * (1.0 + self.dd * u[0]),
             xcen_px=nominal.xcen_px + self.centre_px * u[1],
             ycen_px=nominal.ycen_px + self.centre_px * u[2],
             xbet_deg=nominal.xbet_deg + self.tilt_deg * u[3],
             xgam_deg=nominal.xgam_deg + self.tilt_deg * u[4],
+            pixel_size_mm=nominal.pixel_size_mm * (1.0 + self.side * u[5]),
         )
 
 
@@ -58,7 +63,7 @@ class PatternRange:
     """
 
     crystals: tuple[int, int] = (1, 10)
-    noise_px: tuple[float, float] = (0.05, 0.4)
+    noise_px: tuple[float, float] = (0.05, 0.45)
     missing: tuple[float, float] = (0.0, 0.4)
     spurious: tuple[float, float] = (0.0, 0.3)
     log_volume: float = 0.7

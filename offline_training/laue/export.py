@@ -48,6 +48,10 @@ def data_fingerprint(
     return digest.hexdigest()
 
 
+POSITION_NOISE_PX = 0.2
+"""Standard deviation of a measured position that a detector must allow, whatever its pixels."""
+
+
 def domain_of(
     reflections: ReflectionList, nominal: Calibration, geometry: GeometryRange, patterns: PatternRange
 ) -> dict[str, Any]:
@@ -56,19 +60,22 @@ def domain_of(
     def around(value: float, half: float) -> dict[str, float]:
         return {"low": round(value - half, 6), "high": round(value + half, 6)}
 
-    material = reflections.material
+    material, pixel = reflections.material, nominal.pixel_size_mm
+    off_middle = nominal.centre_off_middle_mm
+    height, width = (n * pixel for n in nominal.shape)
     return {
         "material": material.name,
         "space_group": material.space_group,
         "cell_A_deg": list(material.cell_A_deg),
         "energy_keV": list(reflections.energy_keV),
         "dd_mm": around(nominal.dd_mm, nominal.dd_mm * geometry.dd),
-        "xcen_px": around(nominal.xcen_px, geometry.centre_px),
-        "ycen_px": around(nominal.ycen_px, geometry.centre_px),
+        "centre_x_mm": around(off_middle[0], geometry.centre_px * pixel),
+        "centre_y_mm": around(off_middle[1], geometry.centre_px * pixel),
         "xbet_deg": around(nominal.xbet_deg, geometry.tilt_deg),
         "xgam_deg": around(nominal.xgam_deg, geometry.tilt_deg),
-        "pixel_size_mm": nominal.pixel_size_mm,
-        "shape": list(nominal.shape),
+        "width_mm": around(width, width * geometry.side),
+        "height_mm": around(height, height * geometry.side),
+        "largest_pixel_mm": round(pixel * patterns.noise_px[1] / POSITION_NOISE_PX, 6),
         "crystals": {"low": patterns.crystals[0], "high": patterns.crystals[1]},
         "spurious": {"low": patterns.spurious[0], "high": patterns.spurious[1]},
     }

@@ -59,7 +59,7 @@ def index(
     ] = (5.0, 22.0),
     bundle: Annotated[
         list[str] | None,
-        typer.Option("--bundle", "-b", help="Folder of a model bundle; again for more phases."),
+        typer.Option("--bundle", "-b", help="Folder or name (Cu) of a model bundle; again for more phases."),
     ] = None,
     sample_frame: Annotated[str, typer.Option(help='Sample frame: "tilt40" or "lab".')] = "tilt40",
     threshold: Annotated[float, typer.Option(help="Peak threshold in sigmas.")] = 5.3,

@@ -91,6 +91,15 @@ class Calibration:
         """Return a copy with some of the parameters changed."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
+    @property
+    def centre_off_middle_mm(self) -> tuple[float, float]:
+        """How far (xcen, ycen) lies from the middle of the detector, along x and y."""
+        rows, columns = self.shape
+        return (
+            (self.xcen_px - 0.5 * (columns - 1)) * self.pixel_size_mm,
+            (self.ycen_px - 0.5 * (rows - 1)) * self.pixel_size_mm,
+        )
+
     @cached_property
     def projection(self) -> FloatArray:
         """P, (3, 3): (X, Y, 1) ~ P u for a beam direction u in the lab frame; row 2 · u > 0 in front."""

@@ -10,12 +10,21 @@ import numpy as np
 
 from grainwatch import __version__
 from grainwatch.config import ConfigError, Table
-from grainwatch.messages import AnyMessage, ArrayData, LaueResult, ModelInfo, Provenance
+from grainwatch.messages import (
+    AnyMessage,
+    ArrayData,
+    DriftObservation,
+    LaueResult,
+    ModelInfo,
+    Provenance,
+)
 from pipelines.engines.bundle import BundleError
+from pipelines.engines.shipped import find_bundle
 from pipelines.files import reason
-from pipelines.frame import Aggregator, BadFrame, Failure, Frame, StreamContext
+from pipelines.frame import Aggregator, BadFrame, Failure, Frame, StreamContext, Watch
 from pipelines.laue.analysis import FrameAnalysis, LaueAnalysis, LaueSettings, read_mask
 from pipelines.laue.crystal import load_material
+from pipelines.laue.drift_watch import DriftTable, ReferenceWatch, observation_of
 from pipelines.laue.geometry import DetectorArea
 from pipelines.laue.indexing.indexer import Hint
 from pipelines.laue.indexing.parameters import IndexingParameters
@@ -54,12 +63,15 @@ class Config(Table, frozen=True, kw_only=True):
     max_crystals : int
         Upper bound on the crystals of a frame.
     bundle : list of str
-        Folders of model bundles, one a material; empty for the classical search. A bundle that is
-        made for another material or geometry is not used, and the results are flagged.
+        Model bundles, one a material: folders, or the names of those that come with grainwatch (Cu,
+        Si, Ge, GaN, ZrO2). Empty for the classical search. A bundle that is made for another material
+        or geometry is not used, and the results are flagged.
     reuse_neighbours : bool
         Judge the crystals of the frame before first; faster in a scan of large grains.
     map_tolerance_deg : float
         Crystals of neighbouring points closer than this are one grain.
+    drift : table
+        Watch whether the detector moves.
     """
 
     materials: tuple[str, ...]
@@ -75,6 +87,7 @@ class Config(Table, frozen=True, kw_only=True):
     bundle: tuple[str, ...] = ()
     reuse_neighbours: bool = False
     map_tolerance_deg: float = 5.0
+    drift: DriftTable | None = None
 
 
 class LauePipeline:
@@ -90,6 +103,7 @@ class LauePipeline:
         )
         self._reuse = config.reuse_neighbours
         self._hints: list[Hint] = []
+        self._reference = _reference(config, self._analysis)
 
     def describe(self) -> list[str]:
         """Return what decides over the results, for ``grainwatch check-config``, a line each."""
@@ -104,7 +118,14 @@ class LauePipeline:
             f"sample frame: {config.sample_frame}",
             f"threshold: peaks {config.threshold_sigma:g} sigma above the background",
         ]
-        return [*lines, f"mask: {config.mask}"] if config.mask else lines
+        if config.mask:
+            lines.append(f"mask: {config.mask}")
+        if config.drift is not None:
+            lines.append(
+                f"drift watch: on {config.drift.material},"
+                f" {config.drift.frames_between_false_alarms:g} frames between false alarms"
+            )
+        return lines
 
     def warm(self) -> None:
         """Run a frame with one strong and many weak bumps through everything."""
@@ -139,7 +160,24 @@ class LauePipeline:
             grid_index=frame.grid_index,
             position_um=frame.position_um,
             flags=found.flags,
+            drift=self._drift(found),
         )
+
+    def _drift(self, found: FrameAnalysis) -> DriftObservation | None:
+        table, analysis = self._config.drift, self._analysis
+        if table is None or self._reference is None:
+            return None
+        return observation_of(found, analysis.calibration, analysis.phases, self._reference, table.min_spots)
+
+
+def _reference(config: Config, analysis: LaueAnalysis) -> int | None:
+    # Number of the phase that the drift watch follows: as it is written, or by the name it has.
+    if config.drift is None:
+        return None
+    wanted = config.drift.material
+    if wanted in config.materials:
+        return config.materials.index(wanted)
+    return [phase.material.name for phase in analysis.phases].index(wanted)
 
 
 def peak_array(found: FrameAnalysis) -> ArrayData:
@@ -201,7 +239,7 @@ def open_analysis(config: Config, where: str, options: Mapping[str, str] | None 
     except (OSError, ValueError) as error:
         raise checked("mask", error) from error
     try:
-        classifiers = [SpotClassifier(Path(folder)) for folder in config.bundle]
+        classifiers = [SpotClassifier(find_bundle(name)) for name in config.bundle]
     except BundleError as error:
         raise checked("bundle", error) from error
     try:
@@ -217,11 +255,17 @@ def open_analysis(config: Config, where: str, options: Mapping[str, str] | None 
             ),
         )
         area = DetectorArea.of(calibration, mask)
+        known = [*config.materials, *(material.name for material in materials)]
+        if config.drift is not None and config.drift.material not in known:
+            raise ValueError(
+                f"drift.material: {config.drift.material!r} is not one of the materials that are indexed:"
+                f" {', '.join(config.materials)}"
+            )
         return LaueAnalysis(materials, calibration, area, settings, classifiers)
     except ValueError as error:
         # What is wrong with a setting begins with its name.
         key = str(error).partition(" ")[0].rstrip(":")
-        if key not in config.__struct_fields__:
+        if key.partition(".")[0] not in config.__struct_fields__:
             raise ConfigError(f"{where}: {error}") from error
         raise ConfigError(named(key) + str(error).removeprefix(key)) from error
 
@@ -236,3 +280,8 @@ def aggregator(config: Config, context: StreamContext, series_uid: str) -> Aggre
     return map_aggregator(
         context, series_uid, [load_material(name) for name in config.materials], config.map_tolerance_deg
     )
+
+
+def watch(config: Config, context: StreamContext) -> Watch | None:
+    """Return what watches the detector of a stream; None where no reference crystal is named."""
+    return None if config.drift is None else ReferenceWatch(config.drift)

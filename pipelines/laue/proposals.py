@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from grainwatch.messages import ModelInfo
 from pipelines.engines.bundle import BundleError, load_bundle
 from pipelines.engines.onnxruntime_engine import OnnxEngine
+from pipelines.engines.shipped import shipped_bundles
 from pipelines.laue.classes import REJECT, ClassList
 from pipelines.laue.crystal import Material
 from pipelines.laue.features import FeatureMaker, FeatureSpec
@@ -54,10 +55,13 @@ class Domain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     material, space_group : str
     cell_A_deg : 6 floats
     energy_keV : (float, float)
-    dd_mm, xcen_px, ycen_px, xbet_deg, xgam_deg : Interval
-        xcen and ycen count from 0.
-    pixel_size_mm : float
-    shape : (int, int)
+    dd_mm, xbet_deg, xgam_deg : Interval
+    centre_x_mm, centre_y_mm : Interval
+        Of (xcen, ycen) from the middle of the detector.
+    width_mm, height_mm : Interval
+        Of the detector.
+    largest_pixel_mm : float
+        Positions measured with larger pixels are less exact than any in training.
     crystals, spurious : Interval
     """
 
@@ -66,12 +70,13 @@ class Domain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     cell_A_deg: tuple[float, float, float, float, float, float]
     energy_keV: tuple[float, float]
     dd_mm: Interval
-    xcen_px: Interval
-    ycen_px: Interval
+    centre_x_mm: Interval
+    centre_y_mm: Interval
     xbet_deg: Interval
     xgam_deg: Interval
-    pixel_size_mm: float
-    shape: tuple[int, int]
+    width_mm: Interval
+    height_mm: Interval
+    largest_pixel_mm: float
     crystals: Interval
     spurious: Interval
 
@@ -89,15 +94,24 @@ class Domain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             )
         if not np.allclose(energy_keV, self.energy_keV, rtol=1e-6):
             problems.append(f"energy_keV {tuple(energy_keV)} is not {self.energy_keV}")
-        for name in ("dd_mm", "xcen_px", "ycen_px", "xbet_deg", "xgam_deg"):
+        pixel = calibration.pixel_size_mm
+        height, width = (n * pixel for n in calibration.shape)
+        centre_x, centre_y = calibration.centre_off_middle_mm
+        given = {
+            "dd_mm": calibration.dd_mm,
+            "centre_x_mm": centre_x,
+            "centre_y_mm": centre_y,
+            "xbet_deg": calibration.xbet_deg,
+            "xgam_deg": calibration.xgam_deg,
+            "width_mm": width,
+            "height_mm": height,
+        }
+        for name, value in given.items():
             interval: Interval = getattr(self, name)
-            value = getattr(calibration, name)
             if not interval.holds(value):
                 problems.append(f"{name} {value:g} is outside {interval.low:g} to {interval.high:g}")
-        if not math.isclose(calibration.pixel_size_mm, self.pixel_size_mm, rel_tol=1e-3):
-            problems.append(f"pixel_size_mm {calibration.pixel_size_mm:g} is not {self.pixel_size_mm:g}")
-        if tuple(calibration.shape) != tuple(self.shape):
-            problems.append(f"detector shape {calibration.shape} is not {self.shape}")
+        if pixel > self.largest_pixel_mm:
+            problems.append(f"pixels of {pixel:g} mm are larger than {self.largest_pixel_mm:g} mm")
         return "; ".join(problems) or None
 
 
@@ -181,6 +195,20 @@ class Proposer:
                 np.concatenate([self._hypotheses[REJECT], *(self._hypotheses[c] for c in classes)])
             )
         return proposed
+
+
+def shipped_for(
+    materials: Iterable[Material], calibration: Calibration, energy_keV: tuple[float, float]
+) -> list[str]:
+    """Return the names of the shipped bundles that serve these materials on this detector."""
+    shipped, found = shipped_bundles(), []
+    for material in materials:
+        if material.name in shipped:
+            described = load_bundle(shipped[material.name], KIND).description
+            domain = msgspec.convert(described.domain, Domain)
+            if domain.mismatch(material, calibration, energy_keV) is None:
+                found.append(material.name)
+    return found
 
 
 def _classes(content: bytes, folder: Path) -> ClassList:

@@ -55,6 +55,12 @@ def check(text: str, tmp_path: Path, materials: set[str]) -> None:
     assert {line["material"] for line in found} == materials
     assert all(float(line["residual"]) < 1.0 for line in found)
     assert {line["stream"] for line in found if line["stream"]} == {"germanium", "nanowire"}
+    for stream, model in (
+        ("germanium", "laue-Ge-residual"),
+        ("nanowire", "laue-Si-residual+laue-GaN-residual"),
+        ("scan", "laue-Cu-residual"),
+    ):
+        assert f"({stream}: the work of {model} " in text
     last = ACCOUNTS.findall(text)[-1]
     assert [int(n) for n in last] == [34, 34, 0, 0, 0, 0]
     assert "map 30 of 30 points" in text

@@ -13,7 +13,7 @@ from pipelines.laue.features import FeatureMaker, FeatureSpec
 from pipelines.laue.forward import simulate_spots
 from pipelines.laue.reflections import ReflectionList, build_reflections
 
-FIXED = GeometryRange(0.0, 0.0, 0.0)
+FIXED = GeometryRange(0.0, 0.0, 0.0, 0.0)
 
 
 def _plain(crystals: int = 1, **changes: object) -> PatternRange:

@@ -92,7 +92,8 @@ def test_random_peaks_give_no_crystal_with_a_network_either() -> None:
     ("changes", "name"),
     [
         ({"dd_mm": 120.0}, "dd_mm 120 is outside"),
-        ({"xcen_px": 100.0}, "xcen_px 100 is outside"),
+        ({"xcen_px": 100.0}, "centre_x_mm -6"),
+        ({"pixel_size_mm": 0.06}, "width_mm 120.96 is outside"),
         ({"xbet_deg": 10.0}, "xbet_deg 10 is outside"),
     ],
 )
@@ -108,6 +109,16 @@ def test_outside_of_the_domain_the_classical_search_works_and_says_so(
     found = analysis.analyse_peaks(simulated("Cu", turns, 1, calibration=calibration).xy_px)
     assert OUTSIDE_BUNDLE in found.flags
     assert len(found.crystals) == 1
+
+
+def test_a_detector_of_other_pixels_is_inside_where_its_size_is_that_of_training() -> None:
+    domain, material, band = classifier().domain, load_material("Cu"), (5.0, 22.0)
+    of_four = Calibration(79.0, 488.0, 465.0, 0.5, 0.4, 2 * CALIBRATION.pixel_size_mm, (1009, 1008))
+    assert domain.mismatch(material, of_four, band) is None
+    round_one = Calibration(70.8, 940.0, 1081.0, 0.63, -0.68, 0.079142, (2048, 2048))
+    assert domain.mismatch(material, round_one, band) is None
+    of_nine = Calibration(79.0, 325.0, 310.0, 0.5, 0.4, 3 * CALIBRATION.pixel_size_mm, (673, 672))
+    assert "pixels of 0.2202 mm are larger" in (domain.mismatch(material, of_nine, band) or "")
 
 
 def test_another_material_or_band_is_named() -> None:
