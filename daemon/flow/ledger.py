@@ -30,6 +30,7 @@ from daemon.flow.ledger_store import (
     unsettled,
 )
 from daemon.flow.ranges import Ranges
+from daemon.sources.base import Standing
 from grainwatch.messages import FrameKey
 
 log = logging.getLogger(__name__)
@@ -341,6 +342,12 @@ class Ledger:
                         total[name] += n
         return total
 
+    def standing(self, stream: str, detector_series: str) -> Standing | None:
+        """Return how the latest series of that name stands, None if there is none."""
+        with self._disk:
+            self._flush()
+            return self._store.standing(stream, detector_series)
+
     def balance(self) -> list[str]:
         """Return what does not balance in the accounts, one line each: an empty list."""
         wrong = []
@@ -359,11 +366,8 @@ class Ledger:
         with self._disk:
             found = []
             for row in self._store.series(limit=limit):
-                total = dict.fromkeys(COUNTERS, 0)
-                for account in self._store.accounts(row.row):
-                    for name in COUNTERS:
-                        total[name] += account.counts[name]
-                found.append((row, total))
+                counts = [account.counts for account in self._store.accounts(row.row)]
+                found.append((row, {name: sum(c[name] for c in counts) for name in COUNTERS}))
         return found
 
     # Inside.
@@ -477,13 +481,10 @@ class Ledger:
         self._store.rollback()
         with self._lock:
             for account, _, received, done, again, exceptions in batch:
-                for mine, news in (
-                    (account.new_received, received),
-                    (account.new_done, done),
-                    (account.came_again, again),
-                ):
+                mine = account.new_received, account.new_done, account.came_again
+                for kept, news in zip(mine, (received, done, again), strict=True):
                     for a, b in news:
-                        mine.add_range(a, b)
+                        kept.add_range(a, b)
                 account.new_exceptions[:0] = exceptions
                 self._dirty.add(account)
             self._to_close[:0] = to_close

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from daemon.flow.ranges import Ranges
+from daemon.sources.base import Standing
 from grainwatch.config import ConfigError
 
 #: The states that a frame can end in, apart from done.
@@ -195,6 +196,25 @@ class LedgerStore:
             " FROM series ORDER BY id"
         )
         return [SeriesRow(*row) for row in rows]
+
+    def standing(self, stream: str, detector_series: str) -> Standing | None:
+        """Return how the latest series of that name stands, over all its channels."""
+        row = self._db.execute(
+            "SELECT id, ended IS NULL FROM series WHERE stream = ? AND detector_series = ?"
+            " ORDER BY id DESC LIMIT 1",
+            (stream, detector_series),
+        ).fetchone()
+        if row is None:
+            return None
+        held = Ranges()
+        for account in self.accounts(row[0]):
+            lost = Ranges()
+            for e in self.exceptions(account.row):
+                if e.state == "lost" and not e.beside and e.first is not None and e.last is not None:
+                    lost.add_range(e.first, e.last)
+            for first, last in self.ranges(account.row, RECEIVED).minus(lost):
+                held.add_range(first, last)
+        return Standing(open=bool(row[1]), held=held)
 
     def accounts(self, series: int) -> list[AccountRow]:
         """Return the accounts of a series."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+from daemon.flow.ranges import Ranges
 from grainwatch.config import ScanTable
 from pipelines.frame import Image
 
@@ -99,6 +100,22 @@ Event: TypeAlias = SeriesStart | Arrival | Bad | SeriesEnd | Idle | Exhausted
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """How a series stands in the accounts.
+
+    `open`: images that come now may belong to it. `held`: the numbers that need not come again, which
+    are those that were received, except those that a crash lost.
+    """
+
+    open: bool
+    held: Ranges
+
+
+def _nothing_known(detector_series: str) -> Standing | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
 class SourceContext:
     """What a source may know of its daemon, so that it can go on after a restart.
 
@@ -110,10 +127,15 @@ class SourceContext:
         By `detector_series`, the series of this stream that were open when the daemon stopped. Images
         of them may go on without a `SeriesStart`. The callable says of a number whether its image
         would still be taken: it never came, or was lost.
+    standing : callable
+        Says how the latest series of a `detector_series` stands at present, also one that ended; None
+        where the accounts know none. It reads the ledger's file: to be asked when a series begins, not
+        for each image.
     """
 
     state_dir: Path
     open_before: Mapping[str, Callable[[int], bool]] = field(default_factory=dict)
+    standing: Callable[[str], Standing | None] = _nothing_known
 
 
 class Source(Protocol):

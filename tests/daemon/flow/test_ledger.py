@@ -431,3 +431,33 @@ def test_threads_share_a_ledger(path: Path) -> None:
     assert len(set(itertools.chain(*seqs))) == 900
     assert audit(path) == []
     assert os.path.getsize(path) < 1_000_000
+
+
+def test_how_a_series_stands(path: Path) -> None:
+    ledger = Ledger(path)
+    assert ledger.standing("s", "1/a") is None
+    series = opened(ledger)
+    for n in (0, 1, 2, 4):
+        ledger.received(series, "", n)
+    for n in (0, 1):
+        ledger.end(key(series, n), "done")
+    ledger.end(key(series, 2), "failed", "all zero")
+    ledger.beside(series, "", 9, "failed", "makes no sense")
+    now = ledger.standing("s", "1/a")
+    assert now is not None
+    assert (now.open, list(now.held)) == (True, [(0, 2), (4, 4)])
+    assert ledger.standing("t", "1/a") is None
+    ledger.close()  # as if killed: frame 4 has no end
+
+    ledger = Ledger(path)
+    (series,) = ledger.recover()
+    after = ledger.standing("s", "1/a")
+    assert after is not None
+    assert (after.open, list(after.held)) == (True, [(0, 2)])
+    ledger.received(series, "", 4)
+    ledger.end(key(series, 4), "done")
+    ledger.end_series(series)
+    ended = ledger.standing("s", "1/a")
+    assert ended is not None
+    assert (ended.open, list(ended.held)) == (False, [(0, 2), (4, 4)])
+    ledger.close()
