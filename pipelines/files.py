@@ -1,6 +1,6 @@
 """Frames from files: every format that fabio reads, .gz and .bz2 of them, HDF5 stacks.
 
-The replay source, the simulators and ``grainwatch index`` read through this module.
+All that reads images from files reads them through this module: sources, simulators, commands.
 """
 
 from __future__ import annotations
@@ -8,17 +8,18 @@ from __future__ import annotations
 import bz2
 import glob
 import gzip
+import itertools
 import logging
 import re
 import shutil
 import tempfile
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import fabio
 import h5py
@@ -50,11 +51,30 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class FileImage:
-    """One image of a file: `label` names file and number, `metadata` has what the header says."""
+    """One image of a file.
+
+    Attributes
+    ----------
+    label : str
+        Names the file, and the image where there are several.
+    pixels : ndarray
+        (rows, columns)
+    metadata : mapping
+        What goes with the frame, plain values: the file, and its time where the header gives one.
+    index : int
+        Which image of the file it is, from 0.
+    of_stack : bool
+        Whether the file holds several images, or has room for several.
+    header : mapping
+        All that the header says, as the reader gives it; of HDF5 files, the `keys` asked for.
+    """
 
     label: str
     pixels: npt.NDArray[Any]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    index: int = 0
+    of_stack: bool = False
+    header: Mapping[str, Any] = field(default_factory=dict)
 
 
 def expand(patterns: Iterable[str | Path]) -> list[str]:
@@ -104,7 +124,9 @@ def read_images(path: str | Path) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         yield image.label, image.pixels
 
 
-def open_images(path: str | Path) -> Iterator[FileImage]:
+def open_images(
+    path: str | Path, *, first: int = 0, keys: Sequence[str] = (), growing: bool = False
+) -> Iterator[FileImage]:
     """Yield the images of a file, in native byte order.
 
     Parameters
@@ -113,6 +135,14 @@ def open_images(path: str | Path) -> Iterator[FileImage]:
         An image file, packed or not; an HDF5 file, whose default signal (NeXus), ``/entry/data/data``,
         numbered ``/entry/data/data_000001`` ... or first image stack is taken; or
         ``file.h5::/path/of/dataset``.
+    first : int
+        Begin with this image, counted from 0.
+    keys : sequence of str
+        Datasets of HDF5 files that belong into the images' `header`: single values, or one an image.
+    growing : bool
+        An HDF5 file may still be written, in SWMR mode too: an image that there is room for but that
+        was not written ends what is yielded. The file is not locked, so that its writer can open it
+        again at any time.
 
     Raises
     ------
@@ -128,21 +158,46 @@ def open_images(path: str | Path) -> Iterator[FileImage]:
     except OSError as error:
         raise BadFrame(f"{file}: cannot be read: {error.strerror}") from error
     if is_hdf5:
-        yield from _hdf5_images(file, dataset)
+        yield from _hdf5_images(file, dataset, first, keys, growing)
     elif dataset:
         raise BadFrame(f"{name}: is not an HDF5 file, so it has no dataset {dataset}")
     else:
-        yield from _plain_images(file)
+        yield from _plain_images(file, first)
 
 
-def _plain_images(file: str) -> Iterator[FileImage]:
+def hdf5_writer(path: str | Path) -> Literal["", "alone", "swmr"]:
+    """Say who has an HDF5 file open for writing, as the file itself says it.
+
+    Returns
+    -------
+    str
+        "swmr": a writer that allows readers; "alone": one that does not; "": nobody, or the file is
+        not HDF5, or of the older form (superblock 0 to 2) that does not say. A writer that died left
+        the mark behind.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    """
+    # HDF5 File Format Specification 3.0, II.A: byte 8 is the version of the superblock; byte 11 of
+    # version 3 has the consistency flags: bit 0 open for writing, bit 2 for SWMR writing.
+    with open(path, "rb") as opened:
+        head = opened.read(12)
+    if len(head) < 12 or not head.startswith(_SIGNATURE) or head[8] != 3 or not head[11] & 1:
+        return ""
+    return "swmr" if head[11] & 4 else "alone"
+
+
+def _plain_images(file: str, first: int) -> Iterator[FileImage]:
     with tempfile.TemporaryDirectory(prefix="grainwatch-") as folder:
         image = _fabio_open(_unpacked(file, Path(folder)), file)
         count = int(image.nframes)
-        for number in range(count):
+        for number in range(first, count):
             frame = image if number == 0 else _fabio_frame(image, number, file)
             label = file if count == 1 else f"{file}#{number}"
-            yield FileImage(label, _pixels(frame.data, label), _header(frame.header, file))
+            pixels, header = _pixels(frame.data, label), frame.header
+            yield FileImage(label, pixels, _metadata(header, file), number, count > 1, header)
 
 
 def _unpacked(file: str, folder: Path) -> str:
@@ -209,31 +264,65 @@ class _Collector(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.messages: list[str] = []
+        self._thread = logging.makeLogRecord({}).thread  # others may read files at the same time
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
+        if record.thread == self._thread:
+            self.messages.append(record.getMessage())
 
 
-def _hdf5_images(file: str, dataset: str) -> Iterator[FileImage]:
+def _hdf5_images(
+    file: str, dataset: str, first: int, keys: Sequence[str], growing: bool
+) -> Iterator[FileImage]:
     try:
-        handle = h5py.File(file, "r")
+        swmr = growing and hdf5_writer(file) == "swmr"
+        handle = h5py.File(file, "r", swmr=swmr, locking=False if growing else None)
     except OSError as error:
         raise BadFrame(f"{file}: is a damaged HDF5 file: {error}") from error
     with handle:
-        number = 0
         try:
             stacks = _stacks(handle, dataset, file)
+            images = [(s, i) for s in stacks for i in range(s.shape[0] if s.ndim == 3 else 1)]
         except (OSError, RuntimeError, KeyError, TypeError) as error:
             raise BadFrame(f"{file}: is a damaged HDF5 file: {error}") from error
-        for stack in stacks:
-            for index in range(stack.shape[0] if stack.ndim == 3 else 1):
-                label = f"{file}::{stack.name}#{index}"
-                try:
-                    data = stack[index] if stack.ndim == 3 else stack[()]
-                except (OSError, ValueError, TypeError) as error:
-                    raise BadFrame(f"{label}: cannot be read: {error}") from error
-                yield FileImage(label, _pixels(data, label), {"file": file, "file_frame": number})
-                number += 1
+        for number, (stack, index) in itertools.islice(enumerate(images), first, None):
+            label = f"{file}::{stack.name}#{index}"
+            try:
+                if growing and not _is_written(stack, index):
+                    return
+                data = stack[index] if stack.ndim == 3 else stack[()]
+                header = {key: _hdf5_value(_get(handle, key), number) for key in keys}
+            except (OSError, ValueError, TypeError, RuntimeError) as error:
+                raise BadFrame(f"{label}: cannot be read: {error}") from error
+            metadata = {"file": file, "file_frame": number}
+            yield FileImage(label, _pixels(data, label), metadata, number, stack.ndim == 3, header)
+
+
+def _is_written(stack: h5py.Dataset, index: int) -> bool:
+    """Return whether the file holds pixels of an image: HDF5 reads what was never written as zeros."""
+    if stack.is_virtual or stack.external:
+        return True
+    if stack.chunks is None:
+        return bool(stack.id.get_storage_size() > 0)
+    sizes = zip(stack.shape[-2:], stack.chunks[-2:], strict=True)
+    rows, columns = (range(0, length, chunk) for length, chunk in sizes)
+    return all(
+        stack.id.get_chunk_info_by_coord((index, y, x)[-stack.ndim :]).byte_offset is not None
+        for y in rows
+        for x in columns
+    )
+
+
+def _hdf5_value(item: Any, number: int) -> Any:
+    """Return what a dataset says of an image: its one value, or one of its row; None if it says nothing."""
+    if not isinstance(item, h5py.Dataset) or item.ndim > 1 or item.size == 0:
+        return None
+    if item.size > 1 and number >= item.size:
+        return None
+    value = item[()] if item.ndim == 0 else item[number if item.size > 1 else 0]
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _stacks(handle: h5py.File, dataset: str, file: str) -> list[h5py.Dataset]:
@@ -318,7 +407,7 @@ def _pixels(data: Any, label: str) -> npt.NDArray[Any]:
     return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
 
 
-def _header(header: Mapping[str, Any], file: str) -> dict[str, Any]:
+def _metadata(header: Mapping[str, Any], file: str) -> dict[str, Any]:
     """Return file name and the time that the header gives, as its text: files name no time zone."""
     metadata: dict[str, Any] = {"file": file}
     for key in _TIME_KEYS:

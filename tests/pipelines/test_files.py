@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import hdf5plugin
 import numpy as np
 import pytest
 
-from pipelines.files import expand, natural_key, open_images, read_images
+from pipelines.files import expand, hdf5_writer, natural_key, open_images, read_images
 from pipelines.frame import BadFrame
 
 PIXELS = np.arange(600, dtype=np.uint16).reshape(20, 30)
@@ -128,6 +130,71 @@ def test_a_stack_that_breaks_off_gives_its_first_images(tmp_path: Path) -> None:
     assert (next(images)[1] == PIXELS).all()
     with pytest.raises(BadFrame, match=r"torn\.h5::/entry/data/data#1: cannot be read"):
         next(images)
+
+
+WRITER = """
+import sys, h5py, numpy as np
+file = h5py.File(sys.argv[1], "w", libver="latest")
+data = file.create_dataset("d", (0, 20, 30), "u2", maxshape=(None, 20, 30), chunks=(1, 20, 30))
+file["x"] = [1.5, 2.5, 3.5]
+file["name"] = "a sample"
+for line in sys.stdin:
+    exec(line)
+    print(line, end="", flush=True)
+"""
+
+
+def test_hdf5_grows_in_swmr_mode(tmp_path: Path) -> None:
+    """The writer is another process, as it is at a beamline."""
+    path = tmp_path / "grows.h5"
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as writer:
+
+        def does(line: str) -> None:
+            assert writer.stdin is not None
+            assert writer.stdout is not None
+            writer.stdin.write(line + "\n")
+            writer.stdin.flush()
+            assert writer.stdout.readline() == line + "\n"
+
+        def images(first: int = 0) -> list[tuple[int, int, dict[str, Any]]]:
+            found = open_images(f"{path}::d", first=first, keys=("x", "name", "none"), growing=True)
+            return [(i.index, int(i.pixels[0, 0]), dict(i.header)) for i in found]
+
+        does("file.flush()")
+        assert hdf5_writer(path) == "alone"
+        with pytest.raises(BadFrame, match=r"grows\.h5"):
+            images()
+        does("file.swmr_mode = True")
+        assert hdf5_writer(path) == "swmr"
+        does("data.resize(3, 0); data[0] = 7; data[2] = 9; data.flush()")
+        # Image 1 has room but no pixels: it would be read as zeros.
+        assert images() == [(0, 7, {"x": 1.5, "name": "a sample", "none": None})]
+        assert images(first=1) == []
+        does("data[1] = 8; data.flush()")
+        assert [(i, value) for i, value, _ in images(first=1)] == [(1, 8), (2, 9)]
+        does("file.close()")
+        assert hdf5_writer(path) == ""
+        assert len(images()) == 3
+        assert writer.stdin is not None
+        writer.stdin.close()
+
+
+def test_a_stack_is_told_from_one_image_and_read_from_any(tmp_path: Path) -> None:
+    image = fabio.edfimage.EdfImage(data=PIXELS, header={"motor_x": "1.25"})
+    image.write(str(tmp_path / "one.edf"))
+    (only,) = open_images(tmp_path / "one.edf")
+    assert (only.index, only.of_stack, only.header["motor_x"]) == (0, False, "1.25")
+    assert hdf5_writer(tmp_path / "one.edf") == ""
+    image.append_frame(data=PIXELS + 1)
+    image.append_frame(data=PIXELS + 2)
+    image.write(str(tmp_path / "three.edf"))
+    last = list(open_images(tmp_path / "three.edf", first=1))
+    assert [(i.index, i.of_stack, int(i.pixels[0, 0])) for i in last] == [(1, True, 1), (2, True, 2)]
+    with h5py.File(tmp_path / "stack.h5", "w") as file:
+        file["d"] = stack(1)
+    assert [i.of_stack for i in open_images(tmp_path / "stack.h5")] == [True]
 
 
 @pytest.fixture
