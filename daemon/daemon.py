@@ -145,7 +145,7 @@ class Daemon:
         opened: dict[str, Source] = {}
         with ExitStack() as close_sources:
             for name, source in sources.items():
-                context = self._source_context(name, open_before.get(name, []))
+                context = SourceContext(self._state_dir, partial(self._ledger.standing, name))
                 opened[name] = _open(source, partial(open_source, source, name, context))
                 close_sources.callback(opened[name].close)
             close_sources.pop_all()
@@ -177,17 +177,6 @@ class Daemon:
             else:
                 self._ledger.end_series(series)
         return found
-
-    def _source_context(self, stream: str, open_before: list[Series]) -> SourceContext:
-        def wanted(series: Series, frame: int) -> bool:
-            channels = list(series.accounts) or [""]
-            return any(self._ledger.whether_new(series, c, frame) != "repeated" for c in channels)
-
-        return SourceContext(
-            self._state_dir,
-            {s.detector_series: partial(wanted, s) for s in open_before},
-            partial(self._ledger.standing, stream),
-        )
 
     def _history(self, uid: str) -> Iterator[LaueResult]:
         """Yield what an earlier daemon published of a series that goes on."""

@@ -123,18 +123,14 @@ class SourceContext:
     ----------
     state_dir : Path
         Where it may keep a file of its own, with the name of the stream in the file's name.
-    open_before : mapping of str to callable
-        By `detector_series`, the series of this stream that were open when the daemon stopped. Images
-        of them may go on without a `SeriesStart`. The callable says of a number whether its image
-        would still be taken: it never came, or was lost.
     standing : callable
         Says how the latest series of a `detector_series` stands at present, also one that ended; None
-        where the accounts know none. It reads the ledger's file: to be asked when a series begins, not
+        where the accounts know none. Images of one that is open may go on without a `SeriesStart`,
+        after a restart of the daemon too. It reads the ledger's file: to be asked when a series begins, not
         for each image.
     """
 
     state_dir: Path
-    open_before: Mapping[str, Callable[[int], bool]] = field(default_factory=dict)
     standing: Callable[[str], Standing | None] = _nothing_known
 
 
