@@ -63,6 +63,7 @@ def reference() -> str:
     for group, table in tables.items():
         for name, struct in plugins(group).items():
             parts.append(_section(f'`[{table}]`, type = "{name}"', struct))
+            parts += [_section(f"`[{table}.{key}]`", inner) for key, inner in _tables_in(struct).items()]
     parts += [_section(f"`[sinks.{name}]`", struct) for name, struct in plugins("sinks").items()]
     return "\n".join(parts)
 
@@ -76,7 +77,18 @@ def plugins(group: str) -> dict[str, type[Table]]:
 def structs() -> list[type[Table]]:
     """Return every struct that a table of the configuration is checked against."""
     own: list[type[Table]] = [Config, DaemonTable, RingTable, StreamTable, EdgeTable, ScanTable]
-    return own + [s for group in ("sources", "pipelines", "sinks") for s in plugins(group).values()]
+    of_plugins = [s for group in ("sources", "pipelines", "sinks") for s in plugins(group).values()]
+    return own + of_plugins + [inner for s in of_plugins for inner in _tables_in(s).values()]
+
+
+def _tables_in(struct: type[Table]) -> dict[str, type[Table]]:
+    """Return the tables of its own that a plug-in's table holds, by key."""
+    found = {}
+    for key, hint in get_type_hints(struct).items():
+        for kind in get_args(hint) or (hint,):
+            if isinstance(kind, type) and issubclass(kind, Table) and kind is not EdgeTable:
+                found[key] = kind
+    return found
 
 
 def meanings(struct: type[Table]) -> tuple[str, dict[str, str]]:

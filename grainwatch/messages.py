@@ -163,6 +163,37 @@ class Crystal(msgspec.Struct, frozen=True):
     flags: tuple[str, ...] = ()
 
 
+class DriftObservation(msgspec.Struct, frozen=True):
+    """What one frame of the reference crystal says of the detector's position.
+
+    Attributes
+    ----------
+    material : str
+        Of the reference crystal.
+    change : tuple of 3 float
+        Of dd (mm), xcen and ycen (px) against the calibration.
+    covariance : tuple of 6 float
+        Of `change` for residuals of 1 px: (dd dd, dd xcen, dd ycen, xcen xcen, xcen ycen, ycen ycen).
+    square_sum_px2 : float
+        Of the residuals that remain.
+    freedom : int
+        Their number less that of the parameters: square_sum_px2 / freedom scales `covariance`.
+    """
+
+    material: str
+    change: tuple[float, float, float]
+    covariance: tuple[float, float, float, float, float, float]
+    square_sum_px2: float
+    freedom: int
+
+    @property
+    def sigma(self) -> tuple[float, float, float]:
+        """Standard deviations of `change` by the residuals of this frame."""
+        scale = self.square_sum_px2 / max(self.freedom, 1)
+        dd, x, y = (float(np.sqrt(self.covariance[k] * scale)) for k in (0, 3, 5))
+        return dd, x, y
+
+
 class Message(msgspec.Struct, frozen=True, tag_field="schema", kw_only=True):
     """Common head of all messages.
 
@@ -185,6 +216,8 @@ class LaueResult(Message, frozen=True, tag="grainwatch.laue/1", kw_only=True):
     `peaks` is (n, 4) float32: x_px (column), y_px (row), both from 0 at the centre of the first
     pixel, intensity above background in counts, full width at half maximum in px.
     `position` is the scan position: (ix, iy[, iz]) in `grid_index` and/or coordinates in um.
+    `drift` is there when the pipeline watches a reference crystal and this frame shows it. The flag
+    "detector_moved" stands on the frame that raised the alarm and on all after it.
     """
 
     SCHEMA: ClassVar[str] = "grainwatch.laue/1"
@@ -197,6 +230,7 @@ class LaueResult(Message, frozen=True, tag="grainwatch.laue/1", kw_only=True):
     grid_index: tuple[int, ...] | None = None
     position_um: tuple[float, ...] | None = None
     compute_ms: float = 0.0
+    drift: DriftObservation | None = None
 
 
 class MapPoint(msgspec.Struct, frozen=True):
@@ -257,8 +291,63 @@ class MapUpdate(Message, frozen=True, tag="grainwatch.map/1", kw_only=True):
     filled: int = 0
 
 
+class DriftReport(Message, frozen=True, tag="grainwatch.drift/1", kw_only=True):
+    """What the drift watch of a stream knows: every ten frames of its crystal, and when `state` changes.
+
+    Attributes
+    ----------
+    source, series_uid, frame, channel
+        The frame, as in `FrameKey`.
+    material : str
+        Of the reference crystal.
+    calibration_hash : str
+        Of the calibration that `offset` counts from.
+    state : str
+        "still"; "moved" after an alarm, until the watch begins anew with another calibration or a
+        restart; "unseen" when no frame has shown the crystal for a while.
+    frames : int
+        With the crystal, since the watch began.
+    unseen : int
+        Frames since the last one with the crystal.
+    change, sigma : tuple of 3 float
+        Of dd (mm), xcen and ycen (px): the last frames against the frames before, and standard deviations.
+    offset, offset_sigma : tuple of 3 float
+        The frames before against the calibration.
+    statistic, limit : float
+        What is compared: above `limit` is an alarm.
+    alarm_series_uid, alarm_frame
+        Where the alarm was raised; "" and -1 without one.
+    text : str
+        The same in words, with what to do.
+    """
+
+    SCHEMA: ClassVar[str] = "grainwatch.drift/1"
+
+    source: str
+    series_uid: str
+    frame: int
+    channel: str = ""
+    material: str
+    calibration_hash: str
+    state: str  # "still" | "moved" | "unseen"
+    frames: int
+    unseen: int
+    change: tuple[float, float, float]
+    sigma: tuple[float, float, float]
+    offset: tuple[float, float, float]
+    offset_sigma: tuple[float, float, float]
+    statistic: float
+    limit: float
+    alarm_series_uid: str = ""
+    alarm_frame: int = -1
+    text: str = ""
+
+
 class StreamHealth(msgspec.Struct, frozen=True):
-    """Counters of one stream since the daemon started; received = the sum of all states."""
+    """Counters of one stream since the daemon started; received = the sum of all states.
+
+    `watch` says in words what the stream's drift watch knows; "" without one.
+    """
 
     stream: str
     state: str
@@ -274,6 +363,7 @@ class StreamHealth(msgspec.Struct, frozen=True):
     latency_p50_s: float
     latency_p99_s: float
     last_error: str = ""
+    watch: str = ""
 
 
 class EdgeHealth(msgspec.Struct, frozen=True):
@@ -302,8 +392,13 @@ class Health(Message, frozen=True, tag="grainwatch.health/1", kw_only=True):
     edges: tuple[EdgeHealth, ...] = ()
 
 
-AnyMessage: TypeAlias = LaueResult | MapUpdate | Health
-MESSAGES: tuple[type[LaueResult] | type[MapUpdate] | type[Health], ...] = (LaueResult, MapUpdate, Health)
+AnyMessage: TypeAlias = LaueResult | MapUpdate | DriftReport | Health
+MESSAGES: tuple[type[LaueResult] | type[MapUpdate] | type[DriftReport] | type[Health], ...] = (
+    LaueResult,
+    MapUpdate,
+    DriftReport,
+    Health,
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grainwatch.config import ScanTable
-from grainwatch.messages import AnyMessage, FrameKey
+from grainwatch.messages import AnyMessage, FrameKey, LaueResult
 
 
 class BadFrame(ValueError):
@@ -103,7 +103,8 @@ class StreamContext:
 
     A pipeline module has a ``Config`` struct and ``build(config, context) -> Pipeline``; it
     registers under ``grainwatch.pipelines``. It may also have
-    ``aggregator(config, context, series_uid) -> Aggregator | None``.
+    ``aggregator(config, context, series_uid) -> Aggregator | None`` and
+    ``watch(config, context) -> Watch | None``.
     """
 
     stream: str
@@ -120,6 +121,32 @@ class Aggregator(Protocol):
 
     def finish(self) -> Sequence[AnyMessage]:
         """Return what is to be published when the series is over (a snapshot)."""
+        ...
+
+
+class Watch(Protocol):
+    """Follows all results of a stream, series after series (for a detector that moves): pure, one a stream."""
+
+    @property
+    def text(self) -> str:
+        """What it knows, in words for an operator."""
+        ...
+
+    @property
+    def alarm(self) -> bool:
+        """Whether it has something to complain of."""
+        ...
+
+    def take(self, result: LaueResult) -> tuple[LaueResult, Sequence[AnyMessage]]:
+        """Take a result, in order of completion, before it is published.
+
+        Returns
+        -------
+        result : LaueResult
+            With the flags that are due.
+        messages : sequence
+            What is to be published after it.
+        """
         ...
 
 

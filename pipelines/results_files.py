@@ -10,6 +10,7 @@ set of long tables of equal-length columns in NeXus form::
         frames/            NXdata, one row a result: the frame index
         messages/          the payloads exactly as published (`data`, a heap of bytes) and their index
         map/points, grains one row for each point of a map delta, one for each change of a grain
+        drift/             NXdata, one row a report of the drift watch
         names/             the texts behind the codes in the other tables
         provenance/        program, configuration, hashes
 
@@ -133,6 +134,19 @@ GRAINS = {
     "spread_deg": Column("<f8", (), "deg"),
     "centre": Column("<f8", (3,)),
 }
+DRIFT = {
+    "frame": Column("<i8"),
+    "channel": Column("<u2", names="channel"),
+    "seq": Column("<u8"),
+    "frames": Column("<i8"),
+    "change": Column("<f8", (3,), "mm, px, px"),
+    "sigma": Column("<f8", (3,), "mm, px, px"),
+    "offset": Column("<f8", (3,), "mm, px, px"),
+    "offset_sigma": Column("<f8", (3,), "mm, px, px"),
+    "statistic": Column("<f8"),
+    "limit": Column("<f8"),
+    "alarm_frame": Column("<i8"),
+}
 NAMES = ("channel", "material", "flag", "schema", "model", "calibration")
 STATES = ("received", "done", "failed", "dropped", "lost", "missing")
 
@@ -143,7 +157,7 @@ class ResultsFileError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class StoredPayload:
-    """A payload as it was published, with what its index says of it. `frame` is -1 for a map."""
+    """A payload as it was published, with what its index says of it. `frame` is -1 but for a result."""
 
     seq: int
     schema: str
@@ -284,6 +298,12 @@ class ResultsFile:
         belong to that other one.
         """
         return self._table("map/grains", GRAINS)
+
+    def drift(self) -> Table:
+        """Return the reports of the drift watch in order: none in a file that an older version wrote."""
+        if "drift" not in self._entry:
+            return {name: np.zeros((0, *column.shape), column.dtype) for name, column in DRIFT.items()}
+        return self._table("drift", DRIFT)
 
     def index(self) -> Table:
         """Return the index of all payloads stored so far: the columns of ``messages``, each (n,)."""

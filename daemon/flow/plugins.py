@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from daemon.sources.base import Source, SourceContext
 from grainwatch.config import Config, ConfigError, ScanTable, StreamTable, plugin_config
-from pipelines.frame import Aggregator, Pipeline, StreamContext
+from pipelines.frame import Aggregator, Pipeline, StreamContext, Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,11 @@ class PipelinePlugin:
             return None
         context = replace(self.context, scan=scan or self.context.scan)
         return cast(Aggregator | None, make(self.plugin.config, context, series_uid))
+
+    def watch(self) -> Watch | None:
+        """Make what follows the results of the stream, where the pipeline has such a thing."""
+        make = getattr(self.plugin.module, "watch", None)
+        return None if make is None else cast(Watch | None, make(self.plugin.config, self.context))
 
     @property
     def batch(self) -> int:

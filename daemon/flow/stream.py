@@ -15,7 +15,9 @@ from daemon.flow.ledger import Ledger
 from daemon.flow.log_limit import LogLimit
 from daemon.flow.plugins import PipelinePlugin
 from daemon.flow.series import SeriesTracker, Taken
+from daemon.flow.watching import Watching
 from daemon.sources.base import Exhausted, Source
+from daemon.watchdog import Part
 from grainwatch.config import EdgeTable
 from grainwatch.messages import StreamHealth
 from pipelines.images import EncodedImage
@@ -45,15 +47,19 @@ class Stream:
     ) -> None:
         self.name = name
         self.plugin = plugin
+        self._wanted = plugin
         self.tracker = tracker
         self.intake: Edge[Taken] = Edge(f"{name} intake", intake, wake, _frame_bytes)
         self.aggregation: Aggregation | None = None
+        self.watching = Watching(name, plugin.watch())
         self.exhausted = False
         self.fault = ""
         self._source: Source | None = None
         self._complaints = LogLimit(log, name)
         self._ledger = ledger
         self._stop = threading.Event()
+        self._events = 0
+        self._waits = False
         self._thread = threading.Thread(target=self._receive, name=f"receive-{name}", daemon=True)
         self._last_error, self._last_error_at = "", 0.0
         self._latencies: deque[float] = deque(maxlen=LATENCIES)
@@ -64,6 +70,20 @@ class Stream:
         """Start to receive."""
         self._source = source
         self._thread.start()
+
+    def adopt(self, plugin: PipelinePlugin, intake: EdgeTable, watching: Watching) -> None:
+        """Go on by another configuration, and by its scan from the next series on.
+
+        A series that is open keeps its scan, and what sums it up.
+        """
+        self.intake.set_table(intake)
+        self.watching = watching
+        self._wanted = plugin
+
+    def part(self) -> Part:
+        """Return the receive thread, as something that could hang."""
+        # For room in the intake it waits for the dispatcher, which is watched itself.
+        return Part(f"the source of {self.name}", self._events, self._waits or not self._thread.is_alive())
 
     def stop(self) -> None:
         """Read no more; what has been read goes on."""
@@ -111,6 +131,7 @@ class Stream:
             latency_p50_s=_quantile(latencies, 0.5),
             latency_p99_s=_quantile(latencies, 0.99),
             last_error=self._latest_error(),
+            watch=self.watching.text,
         )
 
     def describe(self) -> str:
@@ -159,9 +180,16 @@ class Stream:
 
     def _read(self, source: Source) -> None:
         for event in source.events():
+            self._events += 1
+            if self.plugin is not self._wanted:
+                # Here, so that no series starts with the scan of one and the map of the other.
+                self.plugin = self._wanted
+                self.tracker.set_scan(self.plugin.context.scan)
             taken = self.tracker.take(event)
             if taken is not None:
+                self._waits = True
                 dropped = self.intake.put(taken)
+                self._waits = False
                 if dropped is not None:
                     self._ledger.end(dropped.item.frame.key, "dropped", dropped.reason)
             if isinstance(event, Exhausted):

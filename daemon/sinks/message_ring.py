@@ -8,7 +8,7 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from dataclasses import dataclass
 
-from grainwatch.messages import AnyMessage, Health, LaueResult, MapUpdate, topic
+from grainwatch.messages import AnyMessage, DriftReport, Health, LaueResult, MapUpdate, topic
 
 TRANSIENT_KEPT = 1_000_000  # at one message of health a second: eleven days
 
@@ -29,7 +29,7 @@ class Sent:
         uid, frame = "", -1
         if isinstance(message, LaueResult):
             uid, frame = message.key.series_uid, message.key.frame
-        elif isinstance(message, MapUpdate):
+        elif isinstance(message, MapUpdate | DriftReport):
             uid = message.series_uid
         return cls(message.seq, topic(message, stream), uid, frame, payload)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from daemon.sinks.base import Published, SeriesClosed, SeriesOpened, SinkContext, SinkEvent
 from daemon.sinks.results_writer import UNFINISHED_SUFFIX, ResultsWriter
 from grainwatch.config import ConfigError, EdgeTable, Table
-from grainwatch.messages import LaueResult, MapUpdate
+from grainwatch.messages import DriftReport, LaueResult, MapUpdate
 from pipelines.results_files import results_files
 
 log = logging.getLogger("grainwatch.sinks.hdf5")
@@ -113,6 +113,10 @@ class ResultsFileSink:
             self._finish(series, None)
         self._series.clear()
 
+    def reconfigured(self, context: SinkContext) -> None:
+        """Write another configuration into the files that are begun from now on."""
+        self._context = context
+
     def path(self, series_uid: str) -> Path | None:
         """Return the file that is being written for a series, if there is one."""
         series = self._series.get(series_uid)
@@ -128,7 +132,7 @@ class ResultsFileSink:
         message = event.message
         if isinstance(message, LaueResult):
             uid = message.key.series_uid
-        elif isinstance(message, MapUpdate):
+        elif isinstance(message, MapUpdate | DriftReport):
             uid = message.series_uid
         else:
             return  # the daemon's health belongs to no series

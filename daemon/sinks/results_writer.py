@@ -22,9 +22,10 @@ import numpy.typing as npt
 
 from daemon.sinks.base import Published, SeriesOpened, SinkContext
 from grainwatch import __version__
-from grainwatch.messages import Crystal, LaueResult, MapUpdate
+from grainwatch.messages import Crystal, DriftReport, LaueResult, MapUpdate
 from pipelines.results_files import (
     CRYSTALS,
+    DRIFT,
     FLAG_BITS,
     FRAMES,
     GRAINS,
@@ -186,7 +187,7 @@ class ResultsWriter:
         self._data[self._heap_size - data.size :] = data
         self._data.flush()
         self._heap.clear()
-        for rows in (self._crystals, self._points, self._grains, self._frames, self._index):
+        for rows in (*self._tables, self._index):
             rows.write()
         self.pending.clear()
         self.pending_bytes = 0
@@ -253,11 +254,13 @@ class ResultsWriter:
         self._map_known = False
         self._points = _Rows(_nxdata(grid, "points", "grain_id", "frame"), POINTS)
         self._grains = _Rows(_nxdata(grid, "grains", "size_points", "grain_id"), GRAINS)
+        self._drift = _Rows(_nxdata(entry, "drift", "change", "frame"), DRIFT)
+        self._tables = (self._crystals, self._points, self._grains, self._drift, self._frames)
         names = _group(entry, "names", "NXcollection")
         self._names = {name: _Names(names, name) for name in NAMES}
 
         self._objects += [entry, series, self._data, grid]
-        for rows in (self._crystals, self._frames, self._index, self._points, self._grains):
+        for rows in (*self._tables, self._index):
             self._objects += rows.datasets()
         for texts in self._names.values():
             self._objects += texts.datasets()
@@ -281,6 +284,8 @@ class ResultsWriter:
             self._laue(message, offset, len(payload))
         elif isinstance(message, MapUpdate):
             self._map_rows(message)
+        elif isinstance(message, DriftReport):
+            self._drift_row(message)
         self._index.add(
             seq=message.seq,
             schema=self._names["schema"].code(type(message).SCHEMA),
@@ -346,6 +351,10 @@ class ResultsWriter:
             grain_id=crystal.grain_id,
             flags=self._names["flag"].bits(crystal.flags),
         )
+
+    def _drift_row(self, message: DriftReport) -> None:
+        own = {name: getattr(message, name) for name in DRIFT if name != "channel"}
+        self._drift.add(channel=self._names["channel"].code(message.channel), **own)
 
     def _map_rows(self, message: MapUpdate) -> None:
         if not self._map_known:

@@ -109,6 +109,8 @@ def _show(reply: dict[str, Any]) -> None:
         )
     console.print(table)
     for stream in state["streams"]:
+        if stream.get("watch"):
+            console.print(f"{stream['stream']}: {stream['watch']}", highlight=False)
         if stream["last_error"]:
             console.print(f"{stream['stream']}: last error: {stream['last_error']}", highlight=False)
     for edge in state["edges"]:

@@ -20,7 +20,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from grainwatch.messages import AnyMessage, Crystal, Health, LaueResult, MapUpdate, to_builtins
+from grainwatch.messages import (
+    AnyMessage,
+    Crystal,
+    DriftReport,
+    Health,
+    LaueResult,
+    MapUpdate,
+    to_builtins,
+)
 from grainwatch.stream import DEFAULT_ADDRESS, SLICE_S, ResultStream
 from grainwatch.wire import StreamError
 
@@ -41,7 +49,9 @@ def subscribe(
     catch_up: Annotated[
         str | None, typer.Option(help="Where missed messages are asked for; by default one port above.")
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Also maps and the daemon's health.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also maps, drift and the daemon's health.")
+    ] = False,
 ) -> None:
     """Show results as they come: a table, or lines of JSON.
 
@@ -102,6 +112,8 @@ def row(message: AnyMessage) -> tuple[str, ...]:
     if isinstance(message, MapUpdate):
         grains = f"map {message.kind}: {message.filled} points, {len(message.grains)} grains changed"
         return published, message.source, "", "", "", grains, ""
+    if isinstance(message, DriftReport):
+        return published, message.source, str(message.frame), "", "", message.text, ""
     return published, message.name, "", "", "", _health(message), ""
 
 

@@ -133,7 +133,9 @@ def linearise(
     h = u @ calibration.projection.T
     xy = h[:, :2] / h[:, 2:]
     # δq = ω × q has no component along q, so q stays a unit vector: δu = −2 (δq_x q + q_x δq).
-    dq = np.cross(np.eye(3)[:, None, :], q[None, :, :])
+    dq = np.zeros((3, len(q), 3))
+    for axis, (plus, minus) in enumerate(((2, 1), (0, 2), (1, 0))):
+        dq[axis, :, plus], dq[axis, :, minus] = q[:, minus], -q[:, plus]
     du = -2.0 * (dq[:, :, :1] * q + q[:, :1] * dq)
     dh = np.concatenate(
         [u @ projection_derivatives(calibration).swapaxes(1, 2), du @ calibration.projection.T]

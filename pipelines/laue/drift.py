@@ -11,6 +11,10 @@ feed a multivariate exponentially weighted moving average z_t = λ y_t + (1 − 
 limit is an alarm (Lowry, Woodall, Champ & Rigdon, Technometrics 34, 46, 1992). The limit follows from
 the mean number of frames between false alarms that is asked for: |z| is a Markov chain, because y has
 no direction (Runger & Prabhu, J. Am. Stat. Assoc. 91, 1701, 1996).
+
+One wild frame (a beam that stumbled, a crystal mistaken for another) is no drift: |y| is cut at
+a value that chance does not reach and a single frame raises no alarm with (λ up to 0.2 or so), and
+such a frame does not enter x̄.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.special import chndtr
 
-from pipelines.laue.calibration_fit import CORE_MEDIANS, CORE_VARIANCE, Geometry, linearise
+from pipelines.laue.calibration_fit import CORE_MEDIANS, CORE_VARIANCE, PARAMETERS, Geometry, linearise
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -36,6 +40,9 @@ _DIMENSIONS = 3
 _FITTED = (0, 1, 2, 5, 6, 7)  # dd, xcen, ycen, rotation: columns of `linearise`
 _STATES = 120
 _FEWEST_SPOTS = 6
+_WILD = 8.0
+"""Normal |y| of three components exceeds it once in 10¹³ frames."""
+_LEAST_EIGENVALUE = 1e-9  # of normal equations with a diagonal of ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +78,8 @@ class Drift:
     change, sigma : (3,) float64
         Of dd (mm), xcen, ycen (px): weighted mean of the last 2/λ − 1 frames (exponential weights) less
         that of the frames that set the baseline.
+    offset, offset_sigma : (3,) float64
+        The baseline against the calibration.
     statistic, limit : float
         |z| and what it must exceed.
     alarm : bool
@@ -82,6 +91,8 @@ class Drift:
     frames: int
     change: FloatArray
     sigma: FloatArray
+    offset: FloatArray
+    offset_sigma: FloatArray
     statistic: float
     limit: float
     alarm: bool
@@ -89,7 +100,11 @@ class Drift:
 
 
 def observe(
-    reference: Geometry, g: npt.ArrayLike, xy_px: npt.ArrayLike, rotation: npt.ArrayLike
+    reference: Geometry,
+    g: npt.ArrayLike,
+    xy_px: npt.ArrayLike,
+    rotation: npt.ArrayLike,
+    energy_keV: npt.ArrayLike | None = None,
 ) -> Observation:
     """Fit what moved to the spots of one frame.
 
@@ -103,6 +118,9 @@ def observe(
         Measured positions.
     rotation : (3, 3) array
         R of the crystal in this frame, good to 0.2 deg; the crystal may turn between frames.
+    energy_keV : (n,) array, optional
+        With it the depth of penetration is fitted beside, which costs 1 % of precision: in
+        silicon it moves spots by a pixel, and not all frames show the same spots.
 
     Raises
     ------
@@ -111,27 +129,39 @@ def observe(
     """
     vectors, xy = np.asarray(g, dtype=np.float64), np.asarray(xy_px, dtype=np.float64)
     start = Geometry(reference.calibration, np.asarray(rotation, dtype=np.float64), reference.depth_mm)
-    computed, jacobian = linearise(start, vectors)
-    residual, jacobian = xy - computed, jacobian[:, :, _FITTED]
+    energy = None if energy_keV is None else np.asarray(energy_keV, dtype=np.float64)
+    computed, jacobian = linearise(start, vectors, energy)
+    columns = list(_FITTED) if energy is None else [*_FITTED, PARAMETERS]
+    design = jacobian.reshape(2 * len(xy), -1)[:, columns]
+    norm = np.sqrt(np.einsum("ij,ij->j", design, design))
+    design = design / np.where(norm > 0.0, norm, 1.0)
+    residual = (xy - computed).ravel()
     keep = np.ones(len(xy), dtype=bool)
     # One outlier less biases the next fit less; two rounds settle it.
     for _ in range(3):
-        if np.count_nonzero(keep) < _FEWEST_SPOTS:
-            raise ValueError(f"{np.count_nonzero(keep)} spots are too few to see a drift")
-        a, b = jacobian[keep].reshape(-1, len(_FITTED)), residual[keep].ravel()
-        scale = 1.0 / np.linalg.norm(a, axis=0)
-        step, _, rank, _ = np.linalg.lstsq(a * scale, b, rcond=1e-6)
-        if rank < len(_FITTED):
-            raise ValueError(f"{np.count_nonzero(keep)} spots do not determine a drift: they lie too close")
-        left = residual - jacobian @ (step * scale)
-        distance = np.hypot(left[:, 0], left[:, 1])
-        used, keep = keep, distance <= CORE_MEDIANS * float(np.median(distance)) + 1e-9
-    inverse = np.linalg.inv((a * scale).T @ (a * scale)) * np.outer(scale, scale)
+        count = int(np.count_nonzero(keep))
+        if count < _FEWEST_SPOTS or 2 * count <= len(columns):
+            raise ValueError(f"{count} spots are too few to see a drift")
+        rows = np.repeat(keep, 2)
+        kept = design[rows]
+        normal = kept.T @ kept
+        diagonal = np.sqrt(np.diag(normal))
+        if (
+            not diagonal.all()
+            or np.linalg.eigvalsh(normal / np.outer(diagonal, diagonal))[0] < _LEAST_EIGENVALUE
+        ):
+            raise ValueError(f"{count} spots do not determine a drift: they lie too close")
+        step = np.linalg.solve(normal, kept.T @ residual[rows])
+        squares = np.square(residual - design @ step)
+        square = squares[::2] + squares[1::2]
+        used, keep = keep, square <= CORE_MEDIANS**2 * float(np.median(square)) + 1e-18
+    inverse = np.linalg.inv(normal)[:_DIMENSIONS, :_DIMENSIONS]
+    watched = norm[:_DIMENSIONS]
     return Observation(
-        (step * scale)[:_DIMENSIONS],
-        np.asarray(inverse[:_DIMENSIONS, :_DIMENSIONS]),
-        float(np.sum(np.square(left[used]))) / CORE_VARIANCE,
-        2 * int(np.count_nonzero(used)) - len(_FITTED),
+        step[:_DIMENSIONS] / watched,
+        inverse / np.outer(watched, watched),
+        float(square[used].sum()) / CORE_VARIANCE,
+        2 * count - len(columns),
     )
 
 
@@ -164,10 +194,13 @@ class DriftWatch:
         self._jitter = np.diag(np.square(np.asarray(jitter, dtype=np.float64)))
         self._lambda = memory
         self.limit = alarm_limit(frames_between_false_alarms, memory, _DIMENSIONS)
+        # With so large a λ that a frame alone may raise an alarm it is meant to.
+        self._wild = _WILD if memory * _WILD < self.limit else math.inf
         self._frames = 0
         self._alarm_frame = -1
         self._square_sum, self._freedom = 0.0, 0
         self._precision, self._weighted = np.zeros((3, 3)), np.zeros(3)
+        self._suspect_precision, self._suspect_weighted = np.zeros((3, 3)), np.zeros(3)
         self._z = np.zeros(3)
         self._recent, self._recent_covariance, self._recent_weight = np.zeros(3), np.zeros((3, 3)), 0.0
 
@@ -178,13 +211,17 @@ class DriftWatch:
         self._freedom += seen.freedom
         variance = self._square_sum / max(self._freedom, 1)
         covariance = seen.unit_covariance * variance + self._jitter
-        mean, mean_covariance = seen.change, covariance
+        wild = False
         if self._frames:
             mean_covariance = np.linalg.inv(self._precision)
             mean = mean_covariance @ self._weighted
             lower = np.linalg.cholesky(covariance + mean_covariance)
             y = np.linalg.solve(lower, seen.change - mean)
-            self._z = self._lambda * y + (1.0 - self._lambda) * self._z
+            length = float(np.linalg.norm(y))
+            wild = length > self._wild
+            self._z = (
+                self._lambda * (y * (self._wild / length) if wild else y) + (1.0 - self._lambda) * self._z
+            )
         statistic = float(np.linalg.norm(self._z))
         if statistic > self.limit and self._alarm_frame < 0:
             self._alarm_frame = self._frames
@@ -192,20 +229,29 @@ class DriftWatch:
         self._recent = keep * self._recent + self._lambda * seen.change
         self._recent_covariance = keep**2 * self._recent_covariance + self._lambda**2 * covariance
         self._recent_weight = keep * self._recent_weight + self._lambda
-        if self._alarm_frame < 0:  # what comes after a move must not creep into the baseline
+        if self._alarm_frame < 0 and not wild:  # what comes after a move must not creep into the baseline
             precision = np.linalg.inv(covariance)
             self._precision = self._precision + precision
             self._weighted = self._weighted + precision @ seen.change
+            if statistic < 0.5 * self.limit:
+                self._suspect_precision, self._suspect_weighted = np.zeros((3, 3)), np.zeros(3)
+            else:
+                self._suspect_precision = self._suspect_precision + precision
+                self._suspect_weighted = self._suspect_weighted + precision @ seen.change
+        elif self._alarm_frame == self._frames and self._suspect_precision.any():
+            # What led up to the alarm came after the move, too.
+            self._precision = self._precision - self._suspect_precision
+            self._weighted = self._weighted - self._suspect_weighted
         self._frames += 1
         baseline = np.linalg.solve(self._precision, self._weighted)
-        sigma = np.sqrt(
-            np.diag(self._recent_covariance) / self._recent_weight**2
-            + np.diag(np.linalg.inv(self._precision))
-        )
+        of_baseline = np.diag(np.linalg.inv(self._precision))
+        sigma = np.sqrt(np.diag(self._recent_covariance) / self._recent_weight**2 + of_baseline)
         return Drift(
             self._frames,
             self._recent / self._recent_weight - baseline,
             np.asarray(sigma),
+            np.asarray(baseline, dtype=np.float64),
+            np.asarray(np.sqrt(of_baseline)),
             statistic,
             self.limit,
             self._alarm_frame >= 0,

@@ -15,6 +15,8 @@ from grainwatch import schemas
 from grainwatch.messages import (
     MESSAGES,
     AnyMessage,
+    DriftObservation,
+    DriftReport,
     EdgeHealth,
     Grain,
     MapPoint,
@@ -26,12 +28,40 @@ from grainwatch.messages import (
 ONE = (1.0, 0.0, 0.0, 0.0)
 
 
+def drift_report() -> DriftReport:
+    return DriftReport(
+        seq=3,
+        source="laue",
+        series_uid="a" * 32,
+        frame=40,
+        material="Ge",
+        calibration_hash="c",
+        state="moved",
+        frames=41,
+        unseen=0,
+        change=(0.1, 1.0, -1.0),
+        sigma=(0.01, 0.1, 0.1),
+        offset=(0.0, 0.0, 0.0),
+        offset_sigma=(0.01, 0.1, 0.1),
+        statistic=1.5,
+        limit=1.2,
+        alarm_series_uid="a" * 32,
+        alarm_frame=38,
+        text="detector moved",
+    )
+
+
 def messages() -> list[AnyMessage]:
     rng = np.random.default_rng(1)
     point = MapPoint((1, 2), 3, 0, "Ti", ONE, 7, 0.5, 1e-6, 0.2, (0.0,) * 6)
     return [
         synthetic_result(4, rng, seq=9, series_uid="a" * 32),
         synthetic_result(4, rng, seq=9, series_uid="a" * 32, crystals=0),
+        msgspec.structs.replace(
+            synthetic_result(4, rng, seq=9, series_uid="a" * 32),
+            drift=DriftObservation("Ge", (0.1, 0.2, 0.3), (1.0, 0.0, 0.0, 1.0, 0.0, 1.0), 4.0, 100),
+        ),
+        drift_report(),
         MapUpdate(
             seq=1,
             source="laue",

@@ -18,7 +18,16 @@ from daemon.sinks import results_file
 from daemon.sinks.base import SeriesClosed, SeriesOpened, SinkContext
 from daemon.sinks.simulator import published, running, synthetic_health, synthetic_result
 from grainwatch.config import ConfigError
-from grainwatch.messages import Crystal, Grain, LaueResult, MapPoint, MapUpdate, Times, encode
+from grainwatch.messages import (
+    Crystal,
+    DriftReport,
+    Grain,
+    LaueResult,
+    MapPoint,
+    MapUpdate,
+    Times,
+    encode,
+)
 from pipelines.results_files import (
     CRYSTALS,
     ResultsFile,
@@ -319,6 +328,41 @@ def test_maps_are_stored_and_health_is_not(
     assert grains["merged_into"].tolist() == [3, -1]
     with h5py.File(results_files(tmp_path)[0]) as plain:
         assert plain["entry/map/shape"][0].tolist() == [8, 5, 0]
+
+
+def test_reports_of_the_drift_watch_are_stored(tmp_path: Path, context: SinkContext) -> None:
+    report = DriftReport(
+        source="laue",
+        series_uid=UID,
+        seq=7,
+        frame=40,
+        channel="threshold_1",
+        material="Ge",
+        calibration_hash="c",
+        state="moved",
+        frames=41,
+        unseen=0,
+        change=(0.1, 1.0, -1.0),
+        sigma=(0.01, 0.1, 0.2),
+        offset=(0.0, 0.5, 0.0),
+        offset_sigma=(0.01, 0.1, 0.1),
+        statistic=1.5,
+        limit=1.2,
+        alarm_series_uid=UID,
+        alarm_frame=38,
+        text="detector moved",
+    )
+    sink = sink_in(tmp_path, context)
+    sink.handle([opened(), published(report)])
+    sink.close()
+    with ResultsFile(results_files(tmp_path)[0]) as file:
+        assert list(file.messages()) == [report]
+        drift = file.drift()
+    assert (drift["channel"][0], drift["frame"][0], drift["alarm_frame"][0]) == ("threshold_1", 40, 38)
+    assert drift["change"].tolist() == [[0.1, 1.0, -1.0]]
+    assert drift["sigma"].tolist() == [[0.01, 0.1, 0.2]]
+    with h5py.File(results_files(tmp_path)[0]) as plain:
+        assert plain["entry/drift"].attrs["signal"] == "change"
 
 
 def test_every_field_of_a_crystal_has_a_column() -> None:
