@@ -2,8 +2,8 @@
 
 The algorithms are those of DECTRIS tag 56500: ``none``; ``lz4`` and ``bslz4`` in the framing of
 the HDF5 filters of the same names, which is a big-endian header ``>QI`` (bytes in all, bytes per
-block) followed by blocks that each carry their compressed length as ``>I``. Such a blob is not
-what the same names mean in the older Stream V1, where ``lz4`` is one bare block.
+block) followed by blocks that each carry their compressed length as ``>I``. The older Stream V1
+says ``lz4`` for one bare block without any framing: that is ``lz4-block`` here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from pipelines.frame import BadFrame, Image
 from pipelines.kernels import kernel
 
-ALGORITHMS: Final = ("none", "lz4", "bslz4")
+ALGORITHMS: Final = ("none", "lz4", "bslz4", "lz4-block")
 ORDERS: Final = ("C", "F")
 
 #: The largest image that is decoded unless the caller says otherwise, in bytes of pixels.
@@ -32,6 +32,9 @@ MAX_BLOCK_BYTES: Final = (1 << 31) - 1
 
 _HEADER: Final = struct.Struct(">QI")
 _LENGTH: Final = struct.Struct(">I")
+
+#: A byte of a bare lz4 block stands for at most so many of its content (block format, "match length").
+MAX_LZ4_RATIO: Final = 255
 
 #: More lz4 blocks than this are no image: each costs a call.
 MAX_LZ4_BLOCKS: Final = 1 << 16
@@ -56,7 +59,7 @@ class EncodedImage:
     pixel_type : str
         numpy type string with the byte order of the wire ("<u2", ">f4", "|u1").
     algorithm : str
-        "none", "lz4" or "bslz4".
+        "none", "lz4", "bslz4" or "lz4-block".
     order : str
         "C" when columns vary fastest (CBOR tag 40), "F" when rows do (tag 1040).
     element_bytes : int
@@ -68,7 +71,8 @@ class EncodedImage:
     ------
     BadFrame
         If the type or algorithm is unknown, the image is larger than `max_bytes`, or the size
-        that the blob declares is not what the shape and type need.
+        that the blob declares is not what the shape and type need. A bare lz4 block declares none;
+        it is held against the most that so many bytes can stand for.
     """
 
     data: memoryview
@@ -95,6 +99,9 @@ class EncodedImage:
                 f"image of {rows} x {columns} pixels of {stored.itemsize} bytes declares {needed} bytes,"
                 f" the limit is {self.max_bytes}"
             )
+        if self.algorithm == "lz4-block":
+            self._check_bare_block(needed)
+            return
         declared = self._declared_bytes()
         if declared != needed:
             raise BadFrame(
@@ -171,9 +178,21 @@ class EncodedImage:
                 )
         return int(declared)
 
-    def _decoded(self) -> memoryview | bytearray:
+    def _check_bare_block(self, needed: int) -> None:
+        most = min(MAX_LZ4_RATIO * self.data.nbytes, MAX_BLOCK_BYTES)
+        if needed > most:
+            raise BadFrame(
+                f"image of {self.shape[0]} x {self.shape[1]} {_stored_type(self.pixel_type).str} pixels needs"
+                f" {needed} bytes, an lz4 block of {self.data.nbytes} bytes holds at most {most}"
+            )
+
+    def _decoded(self) -> memoryview | bytearray | bytes:
         if self.algorithm == "none":
             return self.data
+        if self.algorithm == "lz4-block":
+            rows, columns = self.shape
+            needed = rows * columns * _stored_type(self.pixel_type).itemsize
+            return _unpacked_block(self.data, needed, "lz4 block")
         declared, block = _HEADER.unpack_from(self.data)
         element = self._shuffled_bytes()
         # The shuffle leaves a rest of fewer than eight elements as it is, behind the last block.
@@ -224,15 +243,23 @@ class EncodedImage:
             length = int(_LENGTH.unpack_from(self.data, at)[0])
             piece = self.data[at + _LENGTH.size : at + _LENGTH.size + length]
             at += _LENGTH.size + length
-            try:
-                # A block that would not shrink is stored bare.
-                plain = piece if length == size else lz4.block.decompress(piece, uncompressed_size=size)
-            except (lz4.block.LZ4BlockError, MemoryError) as error:
-                raise BadFrame("lz4 blob: a block does not decompress to its size") from error
-            if len(plain) != size:
-                raise BadFrame("lz4 blob: a block does not decompress to its size")
-            decoded[start : start + size] = plain
+            # A block that would not shrink is stored bare.
+            stored = length == size
+            decoded[start : start + size] = (
+                piece if stored else _unpacked_block(piece, size, "lz4 blob: a block")
+            )
         return decoded
+
+
+def _unpacked_block(block: memoryview, size: int, what: str) -> bytes:
+    """Return what an lz4 block holds, which has to be `size` bytes."""
+    try:
+        plain: bytes = lz4.block.decompress(block, uncompressed_size=size)
+    except (lz4.block.LZ4BlockError, ValueError, MemoryError) as error:
+        raise BadFrame(f"{what} does not decompress to its size of {size} bytes") from error
+    if len(plain) != size:
+        raise BadFrame(f"{what} decompresses to {len(plain)} bytes, expected {size}")
+    return plain
 
 
 @kernel("UniTuple(int64, 2)(Array(uint8, 1, 'C', readonly=True), int64, int64)")
@@ -305,7 +332,7 @@ def encode_image(array: npt.NDArray[Any], algorithm: str, *, block_bytes: int | 
     array : ndarray
         Any shape; taken in C order, its byte order kept.
     algorithm : str
-        "none", "lz4" or "bslz4".
+        "none", "lz4", "bslz4" or "lz4-block".
     block_bytes : int, optional
         Size of a block before compression; 8 KiB for bslz4 and 1 MiB for lz4 by default.
 
@@ -317,6 +344,9 @@ def encode_image(array: npt.NDArray[Any], algorithm: str, *, block_bytes: int | 
     raw = np.ascontiguousarray(array)
     if algorithm == "none":
         return raw.tobytes()
+    if algorithm == "lz4-block":
+        bare: bytes = lz4.block.compress(raw.reshape(-1).view(np.uint8).data, store_size=False)
+        return bare
     if algorithm == "bslz4":
         block = block_bytes or 8192
         elements = raw.reshape(-1).view(f"u{raw.itemsize}")

@@ -1,23 +1,36 @@
 """CBOR maps from a network, read with bounds on memory and time.
 
 The decoding is cbor2's. Around it: lengths are checked against what is there, the number and the
-depth of data items against a budget, tags against the ones that the caller's format knows. The
-map is read key by key, so that one that breaks off half-way still gives its first fields.
+depth of data items against a budget, tags against the ones that the caller's format knows.
+
+A sound message of ordinary size is read without copying what is large in it: a walk from item to
+item finds the long byte strings, a short tag stands for each while the rest is decoded, and they
+come back as views of the message. What the walk or the decoder does not like is read again key by
+key, so that a map that breaks off half-way still gives its first fields, and the reason.
 """
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Collection, Mapping
+from io import BytesIO
 from typing import Any, Final
 
 from cbor2 import CBORDecoder, CBORError, CBORTag
 
+from daemon.sources.fields import shown
 from pipelines.frame import BadFrame
 
 #: More data items than any detector sends; a message of millions of tiny ones is an attack or a fault.
 MAX_ITEMS: Final = 200_000
 MAX_DEPTH: Final = 32
+
+#: Byte strings of this size and more are not copied.
+LONG_BYTES: Final = 2048
+
+# What an image message has, many times over; a message of more items is read the slow way.
+_MOST_STEPS: Final = 2000
+# "Always invalid" for senders (IANA registry of CBOR tags), so that it is free for use in here.
+_STAND_IN: Final = 0xFFFF
 
 # Tags that the CBOR library would act on by itself: big numbers, fractions, expressions, shared and
 # cyclic references and so on. None belongs to the format; they stay tags here and are refused as such.
@@ -95,12 +108,21 @@ def read_map(message: memoryview | bytes, known_tags: Collection[int]) -> tuple[
     Returns
     -------
     fields : dict
-        What could be read.
+        What could be read. Long byte strings are read-only views of `message`.
     problem : str or None
         What stopped the reading, or is wrong with the last field. Nothing is raised.
     """
-    view = memoryview(message).cast("B")
+    view = memoryview(message).cast("B").toreadonly()
+    quickly = _read_quickly(view)
     fields: dict[str, Any] = {}
+    if quickly is not None:
+        try:
+            for value in quickly.values():
+                _check_tags(value, known_tags)
+        except BadFrame:
+            pass  # the slow way tells which field it was and keeps those before it
+        else:
+            return quickly, None
     reader = _Reader(view)
     if not 0xA0 <= reader.peek() <= 0xBF:
         return fields, f"message of {view.nbytes} bytes is not a CBOR map"
@@ -133,6 +155,91 @@ def read_map(message: memoryview | bytes, known_tags: Collection[int]) -> tuple[
     return fields, None
 
 
+def _read_quickly(message: memoryview) -> dict[str, Any] | None:
+    """Return the map, None when anything about the message is not as usual."""
+    cut = _without_long_bytes(message)
+    if cut is None:
+        return None
+    short, blobs = cut
+    taken = iter(enumerate(blobs))
+
+    def take(number: Any, _immutable: bool) -> memoryview:
+        # A sender's own tag of that number would come at the wrong place or once too often.
+        expected, blob = next(taken, (-1, None))
+        if number != expected or blob is None:
+            raise BadFrame(f"CBOR tag {_STAND_IN} is unknown")
+        return blob
+
+    stream = BytesIO(short)
+    decoder = CBORDecoder(
+        stream,
+        semantic_decoders={**_SEMANTICS, _STAND_IN: take},
+        max_depth=MAX_DEPTH,
+        allow_duplicate_keys=False,
+        strict_hashable_types=True,
+    )
+    try:
+        fields = decoder.decode()
+    except (CBORError, BadFrame, ValueError, TypeError, OverflowError, RecursionError, MemoryError):
+        return None
+    if stream.tell() != len(short) or next(taken, None) is not None or not isinstance(fields, dict):
+        return None
+    return fields if all(isinstance(key, str) for key in fields) else None
+
+
+def _without_long_bytes(message: memoryview) -> tuple[bytes, list[memoryview]] | None:
+    """Return a sound message with a tag and a number in place of each long byte string, and these.
+
+    None when the message is no map, has too many items, or does not end with an item. Heads of CBOR
+    (RFC 8949 §3) follow one another whatever the nesting, so no nesting is kept track of here.
+    """
+    at, end = 0, message.nbytes
+    if not end or not 0xA0 <= message[0] <= 0xBF:
+        return None
+    kept: list[bytes | memoryview] = []
+    blobs: list[memoryview] = []
+    begin = 0
+    for _ in range(_MOST_STEPS):
+        if at >= end:
+            break
+        head = message[at]
+        step = _STEPS[head]
+        if step > 0:
+            at += step
+            continue
+        width = -step
+        if not width or at + 1 + width > end:
+            return None
+        length = int.from_bytes(message[at + 1 : at + 1 + width], "big")
+        start = at + 1 + width
+        if head < 0x60 and length >= LONG_BYTES:
+            kept += [message[begin:at], bytes((0xD9, 0xFF, 0xFF, 0x1A)) + len(blobs).to_bytes(4, "big")]
+            blobs.append(message[start : start + length])
+            begin = start + length
+        at = start + length
+    if at != end:
+        return None
+    return b"".join([*kept, message[begin:]]), blobs
+
+
+def _steps() -> tuple[int, ...]:
+    """Return by first byte how far the next head is; -n: a string whose length takes n bytes; 0: unusual."""
+    steps = []
+    for head in range(256):
+        major, info = head >> 5, head & 0x1F
+        width = {24: 1, 25: 2, 26: 4, 27: 8}.get(info, 0)
+        if major in (2, 3):
+            steps.append(1 + info if info < 24 else -width)
+        elif info < 28 or (info == 31 and major in (4, 5, 7)):
+            steps.append(1 + width)
+        else:
+            steps.append(0)
+    return tuple(steps)
+
+
+_STEPS: Final = _steps()
+
+
 def _map_length(reader: _Reader) -> int | None:
     """Read the head of a map: the number of pairs, None when a break ends it."""
     info = reader.read(1)[0] & 0x1F
@@ -159,13 +266,6 @@ def _check_tags(value: Any, known: Collection[int]) -> None:
     elif isinstance(value, list | tuple):
         for item in value:
             _check_tags(item, known)
-
-
-def shown(value: Any) -> str:
-    """Return a value as a few characters for a message to an operator."""
-    if isinstance(value, CBORTag):
-        return f"CBOR tag {value.tag}"
-    return reprlib.repr(value)
 
 
 def _chain(error: BaseException) -> str:

@@ -13,14 +13,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from cbor2 import CBORTag
 
 from daemon.sources.base import Arrival, Bad, Event, SeriesEnd, SeriesStart
-from daemon.sources.cbor_reader import read_map, shown
+from daemon.sources.cbor_reader import read_map
+from daemon.sources.fields import (
+    LARGEST,
+    MAX_IMAGES,
+    MAX_METADATA_BYTES,
+    is_name,
+    need,
+    position_um,
+    shown,
+    text,
+    whole,
+)
 from pipelines.frame import BadFrame
 from pipelines.images import MAX_IMAGE_BYTES, EncodedImage
 
@@ -53,13 +64,10 @@ COLUMN_MAJOR: Final = 1040
 COMPRESSED: Final = 56500
 KNOWN_TAGS: Final = frozenset({*TYPED_ARRAYS, ROW_MAJOR, COLUMN_MAJOR, COMPRESSED})
 
-MAX_CHANNELS: Final = 64
-#: A detector that announces more images than it could take in a year has announced no number.
-MAX_IMAGES: Final = 10**12
-#: Arrays of metadata up to this size are kept as lists of numbers; larger ones are only described.
-MAX_METADATA_BYTES: Final = 32 * 1024
+#: What tag 56500 may say; the bare lz4 block of Stream V1 is none of it.
+ALGORITHMS: Final = ("none", "lz4", "bslz4")
 
-_LARGEST: Final = (1 << 63) - 1
+MAX_CHANNELS: Final = 64
 _NOT_METADATA: Final = frozenset({"type", "series_id", "series_unique_id", "channels", "pixel_mask"})
 
 
@@ -104,30 +112,30 @@ def _identity(fields: Mapping[str, Any]) -> tuple[str | None, int | None]:
     except BadFrame:
         return None, None
     try:
-        return series, _whole(fields, "image_id")
+        return series, whole(fields, "image_id", _kind(fields))
     except BadFrame:
         return series, None
 
 
 def _series(fields: Mapping[str, Any]) -> str:
-    number = _whole(fields, "series_id")
-    unique = _text(fields, "series_unique_id")
+    number = whole(fields, "series_id", _kind(fields))
+    unique = text(fields, "series_unique_id", _kind(fields))
     return f"{number}/{unique}"
 
 
 def _start(fields: Mapping[str, Any], max_image_bytes: int) -> list[Event]:
     series = _series(fields)
-    channels = _need(fields, "channels")
+    channels = need(fields, "channels", "start")
     if (
         not isinstance(channels, list | tuple)
         or not 1 <= len(channels) <= MAX_CHANNELS
-        or not all(_is_name(c) for c in channels)
+        or not all(is_name(c) for c in channels)
         or len(set(channels)) != len(channels)
     ):
         raise BadFrame(
             f"start: channels: expected 1 to {MAX_CHANNELS} different names, got {shown(channels)}"
         )
-    n_frames: int | None = _whole(fields, "number_of_images")
+    n_frames: int | None = whole(fields, "number_of_images", _kind(fields))
     metadata = {key: _plain(value) for key, value in fields.items() if key not in _NOT_METADATA}
     events: list[Event] = []
     if n_frames is not None and n_frames > MAX_IMAGES:
@@ -144,8 +152,8 @@ def _start(fields: Mapping[str, Any], max_image_bytes: int) -> list[Event]:
 
 
 def _image(fields: Mapping[str, Any], max_image_bytes: int) -> list[Event]:
-    series, frame = _series(fields), _whole(fields, "image_id")
-    data = _need(fields, "data")
+    series, frame = _series(fields), whole(fields, "image_id", _kind(fields))
+    data = need(fields, "data", "image")
     if not isinstance(data, Mapping) or not 1 <= len(data) <= MAX_CHANNELS:
         raise BadFrame(f"image: data: expected a map of 1 to {MAX_CHANNELS} channels, got {shown(data)}")
     acquired = _acquired(fields)
@@ -155,7 +163,7 @@ def _image(fields: Mapping[str, Any], max_image_bytes: int) -> list[Event]:
         metadata["real_time_s"] = exposure
     events: list[Event] = []
     for channel, value in data.items():
-        if not _is_name(channel):
+        if not is_name(channel):
             raise BadFrame(f"image: data: channel {shown(channel)} is not a name")
         try:
             image = _encoded_image(value, max_image_bytes)
@@ -192,16 +200,16 @@ def _encoded_image(value: Any, max_bytes: int) -> EncodedImage:
     )
 
 
-def _typed_array(value: Any) -> tuple[str, str, int, bytes]:
+def _typed_array(value: Any) -> tuple[str, str, int, bytes | memoryview]:
     """Return numpy type, algorithm, size of shuffled elements (0: that of the type) and blob."""
     if not isinstance(value, CBORTag) or value.tag not in TYPED_ARRAYS:
         raise BadFrame(f"expected a typed array (CBOR tags 64 to 86), got {shown(value)}")
     return TYPED_ARRAYS[value.tag], *_blob(value.value)
 
 
-def _blob(value: Any) -> tuple[str, int, bytes]:
+def _blob(value: Any) -> tuple[str, int, bytes | memoryview]:
     """Return algorithm, size of shuffled elements and blob of what stands for a byte string."""
-    if isinstance(value, bytes):
+    if isinstance(value, bytes | memoryview):
         return "none", 0, value
     if not isinstance(value, CBORTag) or value.tag != COMPRESSED:
         raise BadFrame(f"expected bytes, got {shown(value)}")
@@ -209,8 +217,10 @@ def _blob(value: Any) -> tuple[str, int, bytes]:
     if not isinstance(content, list | tuple) or len(content) != 3:
         raise BadFrame(f"CBOR tag {COMPRESSED}: expected [algorithm, element size, bytes]")
     algorithm, element_bytes, blob = content
-    if not isinstance(algorithm, str) or not isinstance(blob, bytes):
+    if not isinstance(algorithm, str) or not isinstance(blob, bytes | memoryview):
         raise BadFrame(f"CBOR tag {COMPRESSED}: expected [algorithm, element size, bytes]")
+    if algorithm not in ALGORITHMS:
+        raise BadFrame(f"compression {shown(algorithm)} is not one of {', '.join(ALGORITHMS)}")
     if algorithm != "bslz4":
         return algorithm, 0, blob
     if not isinstance(element_bytes, int) or not 1 <= element_bytes <= 8:
@@ -241,17 +251,7 @@ def _user_data(fields: Mapping[str, Any]) -> tuple[tuple[float, ...] | None, dic
     user_data = _plain(fields.get("user_data"))
     if not user_data:
         return None, {}
-    position = None
-    if isinstance(user_data, dict) and "position_um" in user_data:
-        given = user_data["position_um"]
-        if (
-            not isinstance(given, list)
-            or not 1 <= len(given) <= 3
-            or not all(isinstance(x, int | float) and math.isfinite(x) for x in given)
-        ):
-            raise BadFrame(f"image: user_data: position_um: expected 1 to 3 numbers, got {shown(given)}")
-        position = tuple(float(x) for x in given)
-    return position, {"user_data": user_data}
+    return position_um(user_data), {"user_data": user_data}
 
 
 def _acquired(fields: Mapping[str, Any]) -> float:
@@ -284,14 +284,14 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | float | str):
         return value
     if isinstance(value, int):
-        if not -_LARGEST <= value <= _LARGEST:
+        if not -LARGEST <= value <= LARGEST:
             raise BadFrame(f"number {value} needs more than 64 bits")
         return value
     if isinstance(value, Mapping):
         return {_text_key(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, bytes):
+    if isinstance(value, bytes | memoryview):
         return value.hex() if len(value) <= MAX_METADATA_BYTES else f"{len(value)} bytes"
     if isinstance(value, datetime):
         return value.isoformat()
@@ -318,29 +318,9 @@ def _text_key(key: Any) -> str:
     return key
 
 
-def _need(fields: Mapping[str, Any], key: str) -> Any:
-    if key not in fields:
-        raise BadFrame(f"{fields.get('type', 'message')}: key {key!r} is missing")
-    return fields[key]
-
-
-def _whole(fields: Mapping[str, Any], key: str) -> int:
-    value = _need(fields, key)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _LARGEST:
-        raise BadFrame(f"{fields.get('type', 'message')}: {key}: expected a whole number, got {shown(value)}")
-    return value
-
-
-def _text(fields: Mapping[str, Any], key: str) -> str:
-    value = _need(fields, key)
-    if not _is_name(value):
-        raise BadFrame(f"{fields.get('type', 'message')}: {key}: expected text, got {shown(value)}")
-    return value
-
-
-def _is_name(value: Any) -> TypeGuard[str]:
-    """Names go into logs, files and topics: no control characters, no end to speak of."""
-    return isinstance(value, str) and len(value) <= 256 and value.isprintable()
+def _kind(fields: Mapping[str, Any]) -> str:
+    """Return what a message calls itself, for errors."""
+    return str(fields.get("type", "message"))
 
 
 def typed_array_tag(dtype: np.dtype[Any]) -> int:

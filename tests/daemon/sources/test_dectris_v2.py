@@ -15,8 +15,9 @@ import pytest
 import zmq
 
 from daemon.sources.base import Arrival, Bad, Event, Idle, SeriesEnd, SeriesStart
-from daemon.sources.dectris_v2 import Config, DectrisV2Source, open_source
+from daemon.sources.dectris_v2 import Config, open_source
 from daemon.sources.dectris_v2_sim import Ahead, Options, Report, Simulator, run_simulator
+from daemon.sources.zmq_reader import ZmqSource
 from grainwatch.config import ConfigError, convert
 from tests.wire import golden
 
@@ -25,7 +26,7 @@ FRAMES = [np.full((12, 16), k, np.uint16) for k in range(5)]
 
 
 @contextmanager
-def opened(**config: Any) -> Iterator[DectrisV2Source]:
+def opened(**config: Any) -> Iterator[ZmqSource]:
     source = open_source(Config(**config), "laue")
     try:
         yield source
@@ -33,7 +34,7 @@ def opened(**config: Any) -> Iterator[DectrisV2Source]:
         source.close()
 
 
-def collect(source: DectrisV2Source, ends: int = 1, timeout_s: float = 10.0) -> list[Event]:
+def collect(source: ZmqSource, ends: int = 1, timeout_s: float = 10.0) -> list[Event]:
     """Return all events but `Idle` until so many series ended."""
     events: list[Event] = []
     until = time.monotonic() + timeout_s
