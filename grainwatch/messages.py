@@ -137,8 +137,9 @@ class Crystal(msgspec.Struct, frozen=True):
         Number in the map, -1 when not (yet) linked.
     flags : tuple of str
         "strain_not_refined" (too few spots), "unphysical_strain", "uncertain_strain",
-        "shares_spots" (with a better crystal) and "low_match_rate" (under 0.4: a wrong material or
-        a weak crystal looks so). None of them withdraws the crystal.
+        "shares_spots" (with a better crystal), "low_match_rate" (under 0.4: a wrong material or
+        a weak crystal looks so) and "doubtful_structure" (of the material's file, see check-config).
+        None of them withdraws the crystal.
     """
 
     material: str

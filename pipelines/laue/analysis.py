@@ -111,6 +111,13 @@ class LaueAnalysis:
         self.indexer = Indexer(self.phases, self.settings.indexing, proposers if self.classifiers else ())
         self.calibration_hash = calibration_hash(calibration)
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know before the first frame: of the materials' files, of bundles not used."""
+        of_materials = (f"material {p.material.name}: {r}" for p in self.phases for r in p.material.remarks)
+        not_used = (f"not used, the classical search does its work: {m}" for m in self.mismatches)
+        return (*of_materials, *not_used)
+
     def analyse_image(
         self, image: npt.NDArray[Any], hints: Sequence[Hint] = (), source: str = "frame"
     ) -> FrameAnalysis:
@@ -211,6 +218,8 @@ class LaueAnalysis:
         matched = len(found.spots)
         if matched < LOW_MATCH_RATE * found.expected:
             flags.append("low_match_rate")
+        if material.doubtful:
+            flags.append("doubtful_structure")
         hkl = reflections.hkl[found.reflections] * found.orders[:, None]
         return Crystal(
             material=material.name,

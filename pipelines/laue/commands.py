@@ -86,8 +86,8 @@ def index(
     analysis = open_analysis(config, "index", _OPTIONS)
     if plot is not None:
         _check_plot(plot)
-    for mismatch in analysis.mismatches:
-        print(f"index: not used, the classical search does its work: {mismatch}", file=sys.stderr)
+    for remark in analysis.remarks:
+        print(f"index: {remark}", file=sys.stderr)
     model = model_of(analysis)
     try:
         paths = expand(files)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,19 @@ import numpy.typing as npt
 
 from grainwatch.config import did_you_mean
 from pipelines import rotations
+from pipelines.laue.cif import read_cif
+from pipelines.laue.symmetry import METRIC_TOLERANCE, Operations, contradiction, metric_misfit
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-_SAME_SITE_A = 0.1
-"""Images of an atom nearer than this are one atom on a special position (CIFs round 1/3 to 0.333)."""
+_EXACT = 2e-4
+"""Relative. A metric that misses its symmetry by less is rounded (120 deg as 119.99, 5.1269 as 5.127)."""
 
-_METRIC_TOLERANCE = 2e-3
-"""How far, relative, a symmetry operation may change a length before cell and group contradict."""
+_OBLIQUITY_DEG = 0.02
+"""A lattice that misses a rotation by less is taken to have it."""
 
 _TABLE = Path(__file__).with_name("materials.toml")
-
-_DEFAULT_B_ISO = 0.5
-"""Angstrom², for a site whose CIF gives no displacement parameter: a usual value of a hard solid."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,8 @@ class Site:
         """Refuse what is no atom."""
         if gemmi.Element(self.element).atomic_number == 0:
             raise ValueError(f"{self.element!r} is no chemical element")
+        if gemmi.Element(self.element).it92 is None:
+            raise ValueError(f"no X-ray form factor is tabulated for element {self.element!r}")
         if not all(math.isfinite(v) for v in (self.x, self.y, self.z)):
             raise ValueError(f"site of {self.element} has no coordinates")
         if not 0 < self.occupancy <= 1:
@@ -85,12 +86,18 @@ class Material:
         Hermann-Mauguin symbol of any setting ("P 1 21/c 1", "F d -3 m:1", "R -3 m:H").
     sites : tuple of Site
         The asymmetric unit.
+    remarks : tuple of str
+        What a user should know about the file that it came from; a sentence each.
+    doubtful : bool
+        Whether one of them says that cell or structure factors may be wrong.
     """
 
     name: str
     cell_A_deg: tuple[float, float, float, float, float, float]
     space_group: str
     sites: tuple[Site, ...]
+    remarks: tuple[str, ...] = field(default=(), compare=False)
+    doubtful: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse an unknown group, an impossible cell, and a cell that the group forbids."""
@@ -105,12 +112,8 @@ class Material:
             raise ValueError(f"{self.name}: no cell has the angles {self.cell_A_deg[3:]} deg")
         if not self.sites:
             raise ValueError(f"{self.name}: the structure has no atom sites; structure factors need them")
-        operators = self.direct_basis @ self._laue_operators @ np.linalg.inv(self.direct_basis)
-        stretch = np.abs(np.swapaxes(operators, 1, 2) @ operators - np.eye(3)).max()
-        if stretch > 2 * _METRIC_TOLERANCE:
-            raise ValueError(
-                f"{self.name}: cell {self.cell_A_deg} contradicts space group {self.space_group}"
-            )
+        if self.metric_misfit > METRIC_TOLERANCE:
+            raise ValueError(f"{self.name}: {contradiction(self._group, self.cell_A_deg)}")
 
     @cached_property
     def B0(self) -> FloatArray:
@@ -172,6 +175,11 @@ class Material:
     def hkl_operators(self) -> IntArray:
         """Integer matrices W of the proper Laue group, (n, 3, 3): hkl @ W is equivalent to hkl."""
         return np.rint(self._laue_operators).astype(np.int64)
+
+    @property
+    def metric_misfit(self) -> float:
+        """By how much, relative, the group's operations change squares of lengths; 0 for an exact cell."""
+        return metric_misfit(self._laue_operators, self.direct_basis)
 
     @property
     def laue_group(self) -> str:
@@ -245,16 +253,11 @@ class Material:
         weighs 1/k: exact also where coordinates are rounded.
         """
         found: dict[tuple[str, float], list[FloatArray]] = {}
-        operations = [
-            (np.array(op.rot) / gemmi.Op.DEN, np.array(op.tran) / gemmi.Op.DEN)
-            for op in self._group.operations()
-        ]
+        operations = Operations.of(self._group)
         for site in self.sites:
             xyz = np.array([site.x, site.y, site.z])
-            images = np.array([w @ xyz + t for w, t in operations])
-            shift = images - xyz
-            moved = (shift - np.rint(shift)) @ self.direct_basis.T
-            k = np.count_nonzero(np.einsum("ij,ij->i", moved, moved) < _SAME_SITE_A**2)
+            images = operations.images(xyz)
+            k = operations.fixing(xyz, self.direct_basis)
             keys = np.rint(images % 1.0 * 1e9).astype(np.int64) % 10**9
             _, first, counts = np.unique(keys, axis=0, return_index=True, return_counts=True)
             rows = np.column_stack([images[first], counts * site.occupancy / k])
@@ -331,61 +334,42 @@ def _built_in(name: str) -> Material:
 
 
 def _from_cif(path: Path) -> Material:
+    read = read_cif(path)
     try:
-        document = gemmi.cif.read(str(path))
-    except (ValueError, RuntimeError, OSError) as error:
-        raise ValueError(f"{path}: not a readable CIF: {error}") from error
-    blocks = [block for block in document if block.find_value("_cell_length_a") is not None]
-    if len(blocks) != 1:
-        found = ", ".join(block.name for block in blocks) or "none"
-        raise ValueError(f"{path}: expected one data block with a cell, found {found}")
-    structure = gemmi.make_small_structure_from_block(blocks[0])
-    group = _space_group(structure)
-    if group is None:
-        symbol = structure.spacegroup_hm or structure.spacegroup_hall or "none"
-        raise ValueError(f"{path}: space group is missing or unknown (symbol in the file: {symbol!r})")
-    if not structure.sites:
-        raise ValueError(f"{path}: no atom sites (_atom_site_fract_x ...); structure factors need them")
-    disordered = [site.label for site in structure.sites if site.disorder_group != 0]
-    if disordered:
-        raise ValueError(
-            f"{path}: sites {', '.join(disordered)} are marked as disordered (_atom_site_disorder_group); "
-            "give one ordered model"
-        )
-    cell = structure.cell
-    try:
-        parameters = (cell.a, cell.b, cell.c, cell.alpha, cell.beta, cell.gamma)
-        sites = tuple(_site(site) for site in structure.sites)
-        symbol = group.xhm()
-        if group.ext == "R":
-            parameters, sites = on_hexagonal_axes(parameters, sites)
+        cell, symbol = read.cell_A_deg, read.space_group
+        sites = tuple(Site(s.element, *s.xyz, s.occupancy, s.b_iso) for s in read.sites)
+        if symbol.endswith(":R"):
+            cell, sites = on_hexagonal_axes(cell, sites)
             symbol = symbol.removesuffix(":R") + ":H"
-        return Material(path.stem, parameters, symbol, sites)
+        found = Material(path.stem, cell, symbol, sites)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    doubts = _doubts_of_the_cell(found)
+    return replace(found, remarks=read.remarks + doubts, doubtful=read.doubtful or bool(doubts))
 
 
-def _space_group(structure: gemmi.SmallStructure) -> gemmi.SpaceGroup | None:
-    """The group that gemmi recognised; its type information forgets that there may be none."""
-    return structure.spacegroup
-
-
-def _site(site: gemmi.SmallStructure.Site) -> Site:
-    u = site.u_iso
-    if u == 0 and site.aniso.nonzero():
-        u = site.aniso.trace() / 3
-    b_iso = 8 * math.pi**2 * u if u > 0 else _DEFAULT_B_ISO
-    x, y, z = site.fract.tolist()
-    if site.element.atomic_number == 0:
-        raise ValueError(f"site {site.label} has type {site.type_symbol!r}, which is no chemical element")
-    return Site(site.element.name, x, y, z, site.occ, b_iso)
+def _doubts_of_the_cell(of: Material) -> tuple[str, ...]:
+    """What cell and group say about each other that a user may not have meant."""
+    if of.metric_misfit > _EXACT:
+        return (
+            f"the cell misses the symmetry of {of.space_group} by {100 * of.metric_misfit / 2:.2g} %;"
+            " strains are counted from this cell",
+        )
+    if of.crystal_system == "triclinic":
+        # Programs that compute structures write P 1 and all atoms of the cell.
+        lattice = len(list(gemmi.find_lattice_symmetry(gemmi.UnitCell(*of.cell_A_deg), "P", _OBLIQUITY_DEG)))
+        if lattice > 1:
+            return (
+                f"space group {of.space_group} on a cell with {lattice} rotations: if the crystal has them,"
+                f" each orientation is one of {lattice} for the same; give a file with its symmetry",
+            )
+    return ()
 
 
 def _form_factor(element: str, s2: FloatArray) -> FloatArray:
     """X-ray form factor of a neutral atom at (sinθ/λ)² = s2, electrons."""
     coefficients = gemmi.Element(element).it92
-    if coefficients is None:
-        raise ValueError(f"no X-ray form factor is tabulated for element {element!r}")
+    assert coefficients is not None  # or `Site` had refused it
     f = np.full_like(s2, coefficients.c)
     for a, b in zip(coefficients.a, coefficients.b, strict=True):
         f += a * np.exp(-b * s2)
