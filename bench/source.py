@@ -81,7 +81,7 @@ def frame(rng: np.random.Generator, dtype: type[np.unsignedinteger[Any]]) -> npt
 def image_message(pixels: npt.NDArray[Any], algorithm: str) -> bytes:
     """Return an image message as the simulator sends it."""
     coder = SeriesCoder(1, "bench", datetime.now(UTC))
-    return coder.image(7, encode_exposure(pixels, ("threshold_1",), algorithm), 0.05)
+    return coder.image(7, encode_exposure(pixels, ("threshold_1",), algorithm), 0.05)[0]
 
 
 def decoded(message: bytes) -> npt.NDArray[Any]:

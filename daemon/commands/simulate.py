@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -16,7 +16,8 @@ import numpy.typing as npt
 import typer
 import zmq
 
-from daemon.sources.dectris_v2_sim import Options, Simulator
+from daemon.sources import dectris_v1_sim, dectris_v2_sim
+from daemon.sources.detector_sim import Options, Simulator
 from grainwatch.config import ConfigError
 from pipelines.files import expand, read_images
 from pipelines.frame import BadFrame
@@ -28,46 +29,100 @@ app = typer.Typer(
     help="Stream frames as an instrument does, for trials and tests.",
 )
 
+# The options that every detector has.
+MoreFrames = Annotated[list[str] | None, typer.Argument(metavar="FILES", hidden=True)]
+Frames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--frames",
+        metavar="FILES...",
+        help="Image files, folders, patterns or file.h5::/dataset; all of one size.",
+    ),
+]
+Bind = Annotated[
+    str | None, typer.Option(help="Address to listen on, as a detector does. [its own port of 127.0.0.1]")
+]
+Connect = Annotated[str | None, typer.Option(help="Connect to a reader that binds, instead.")]
+Rate = Annotated[float, typer.Option(help="Exposures a second; 0: as fast as they are taken.")]
+Count = Annotated[int | None, typer.Option(help="Exposures in a series. [each file --repeat times]")]
+Repeat = Annotated[int, typer.Option(help="How often a series goes through the files.")]
+Series = Annotated[int, typer.Option(help="How many series.")]
+Algorithm = Annotated[str, typer.Option(help="bslz4, lz4 or none.")]
+HighWaterMark = Annotated[int, typer.Option(help="Messages buffered before it waits.")]
+Linger = Annotated[float, typer.Option(help="Seconds to wait at the end until all is taken.")]
+Wait = Annotated[float | None, typer.Option(help="Seconds to wait for a reader. [for ever]")]
+AsJson = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
+
 
 @app.callback()
 def simulate() -> None:
     """Stream frames as an instrument does, for trials and tests."""
 
 
+@app.command("dectris-v1")
+def dectris_v1(
+    more_frames: MoreFrames = None,
+    frames: Frames = None,
+    bind: Bind = None,
+    connect: Connect = None,
+    rate: Rate = 20.0,
+    count: Count = None,
+    repeat: Repeat = 1,
+    series: Series = 1,
+    algorithm: Algorithm = "bslz4",
+    header_detail: Annotated[str, typer.Option(help="none, basic or all.")] = "basic",
+    header_appendix: Annotated[str, typer.Option(help="Text appended to each header.")] = "",
+    image_appendix: Annotated[str, typer.Option(help="Text appended to each image.")] = "",
+    high_water_mark: HighWaterMark = 100,
+    linger: Linger = 30.0,
+    wait: Wait = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send files as a DECTRIS detector does (Stream V1, JSON and binary parts over a ZeroMQ PUSH socket)."""
+    address = _address("dectris-v1", bind, connect, "tcp://127.0.0.1:9999")
+
+    def options() -> dectris_v1_sim.Options:
+        return dectris_v1_sim.Options(
+            address=address,
+            bind=connect is None,
+            rate_hz=rate,
+            count=count,
+            repeat=repeat,
+            series=series,
+            algorithm=algorithm,
+            header_detail=header_detail,
+            header_appendix=header_appendix,
+            image_appendix=image_appendix,
+            high_water_mark=high_water_mark,
+            linger_s=linger,
+            peer_timeout_s=wait,
+        )
+
+    _run("dectris-v1", [*(frames or []), *(more_frames or [])], options, as_json=as_json)
+
+
 @app.command("dectris-v2")
 def dectris_v2(
-    more_frames: Annotated[list[str] | None, typer.Argument(metavar="FILES", hidden=True)] = None,
-    frames: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--frames",
-            metavar="FILES...",
-            help="Image files, folders, patterns or file.h5::/dataset; all of one size.",
-        ),
-    ] = None,
-    bind: Annotated[
-        str | None, typer.Option(help="Address to listen on, as a detector does. [tcp://127.0.0.1:31001]")
-    ] = None,
-    connect: Annotated[str | None, typer.Option(help="Connect to a reader that binds, instead.")] = None,
-    rate: Annotated[float, typer.Option(help="Exposures a second; 0: as fast as they are taken.")] = 20.0,
-    count: Annotated[
-        int | None, typer.Option(help="Exposures in a series. [each file --repeat times]")
-    ] = None,
-    repeat: Annotated[int, typer.Option(help="How often a series goes through the files.")] = 1,
-    series: Annotated[int, typer.Option(help="How many series.")] = 1,
-    algorithm: Annotated[str, typer.Option(help="bslz4, lz4 or none.")] = "bslz4",
+    more_frames: MoreFrames = None,
+    frames: Frames = None,
+    bind: Bind = None,
+    connect: Connect = None,
+    rate: Rate = 20.0,
+    count: Count = None,
+    repeat: Repeat = 1,
+    series: Series = 1,
+    algorithm: Algorithm = "bslz4",
     channels: Annotated[int, typer.Option(help="Thresholds in each image message.")] = 1,
-    high_water_mark: Annotated[int, typer.Option(help="Messages buffered before it waits.")] = 100,
-    linger: Annotated[float, typer.Option(help="Seconds to wait at the end until all is taken.")] = 30.0,
-    wait: Annotated[float | None, typer.Option(help="Seconds to wait for a reader. [for ever]")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    high_water_mark: HighWaterMark = 100,
+    linger: Linger = 30.0,
+    wait: Wait = None,
+    as_json: AsJson = False,
 ) -> None:
     """Send files as a DECTRIS detector does (Stream V2, CBOR over a ZeroMQ PUSH socket)."""
-    if bind and connect:
-        raise ConfigError("simulate dectris-v2: give --bind or --connect, not both")
-    address = connect or bind or "tcp://127.0.0.1:31001"
-    try:
-        options = Options(
+    address = _address("dectris-v2", bind, connect, "tcp://127.0.0.1:31001")
+
+    def options() -> dectris_v2_sim.Options:
+        return dectris_v2_sim.Options(
             address=address,
             bind=connect is None,
             rate_hz=rate,
@@ -80,15 +135,33 @@ def dectris_v2(
             linger_s=linger,
             peer_timeout_s=wait,
         )
-        files = expand([*(frames or []), *(more_frames or [])])
+
+    _run("dectris-v2", [*(frames or []), *(more_frames or [])], options, as_json=as_json)
+
+
+def _address(name: str, bind: str | None, connect: str | None, own: str) -> str:
+    if bind and connect:
+        raise ConfigError(f"simulate {name}: give --bind or --connect, not both")
+    return connect or bind or own
+
+
+def _run(name: str, patterns: list[str], make_options: Callable[[], Options[Any]], *, as_json: bool) -> None:
+    """Send the files and report; everything that cannot be done is one line."""
+    address = ""
+    try:
+        options = make_options()
+        address = options.address
+        files = expand(patterns)
         if not files:
-            raise ConfigError("simulate dectris-v2: --frames: give at least one file")
+            raise ConfigError(f"simulate {name}: --frames: give at least one file")
         stopping = _stop_flag()
         simulator = Simulator(_pixels(files), options, stop=lambda: bool(stopping))
     except (ValueError, BadFrame) as error:
-        raise ConfigError(f"simulate dectris-v2: {error}") from error
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"simulate {name}: {error}") from error
     except zmq.ZMQError as error:
-        raise ConfigError(f"simulate dectris-v2: {address} cannot be used: {error.strerror}") from error
+        raise ConfigError(f"simulate {name}: {address} cannot be used: {error.strerror}") from error
     many = "1 file" if len(files) == 1 else f"{len(files)} files"
     print(f"{many} compressed; PUSH on {simulator.address}", file=sys.stderr, flush=True)
     report = simulator.run()

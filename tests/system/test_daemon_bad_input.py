@@ -35,9 +35,9 @@ class Detector:
         port = self.socket.bind_to_random_port("tcp://127.0.0.1")
         self.address = f"tcp://127.0.0.1:{port}"
 
-    def say(self, *messages: bytes) -> None:
-        for message in messages:
-            self.socket.send(message)
+    def say(self, *messages: list[bytes]) -> None:
+        for parts in messages:
+            self.socket.send_multipart(parts)
 
     def close(self) -> None:
         self.context.destroy(linger=0)
@@ -110,21 +110,21 @@ def test_nothing_that_a_detector_says_stops_the_daemon(daemon: DaemonProcess, de
         (8, exposure_of((SIZE, SIZE), blob, tag=4711)),
     ]
     detector.say(
-        b"\xff\x00 garbage", b"", cbor2.dumps({"type": "dance"}), cbor2.dumps([1, 2]),
-        first.image(0, right, 0.1)[:300], b"\x9b" + b"\xff" * 8, b"\x81" * 5000,
+        [b"\xff\x00 garbage"], [b""], [cbor2.dumps({"type": "dance"})], [cbor2.dumps([1, 2])],
+        [first.image(0, right, 0.1)[0][:300]], [b"\x9b" + b"\xff" * 8], [b"\x81" * 5000],
         no_start.image(3, right, 0.1),
-        first.start(right, ["threshold_1"], 14, {}), first.image(0, right, 0.1),
+        first.start(right, 14), first.image(0, right, 0.1),
         *(first.image(n, e, 0.1) for n, e in odd),
         first.image(0, right, 0.1), first.image(10, right, 0.1), first.image(9, right, 0.1),
         first.image(12, right, 0.1), first.end(), first.image(13, right, 0.1),
+        [b"two", b"parts"],
     )  # fmt: skip
-    detector.socket.send_multipart([b"two", b"parts"])
     nan = np.where(np.arange(SIZE) % 50 == 0, np.nan, good.astype(np.float32)).astype(np.float32)
     second = SeriesCoder(2, "two", datetime.now(UTC))
     floats = exposure(nan, "none")
-    detector.say(second.start(floats, ["threshold_1"], 1, {}), second.image(0, floats, 0.1), second.end())
+    detector.say(second.start(floats, 1), second.image(0, floats, 0.1), second.end())
     last = SeriesCoder(3, "three", datetime.now(UTC))
-    detector.say(last.start(right, ["threshold_1"], 2, {}), last.image(0, right, 0.1))
+    detector.say(last.start(right, 2), last.image(0, right, 0.1))
     detector.say(last.image(1, right, 0.1), last.end())
 
     eventually(lambda: daemon.counts()["received"] == 26 and not daemon.counts()["in_flight"], timeout=60.0)
@@ -159,7 +159,7 @@ def test_a_calibration_of_another_detector_is_said_for_each_frame(
 ) -> None:
     other = exposure(good_frame(daemon.folder)[:400, :300])
     coder = SeriesCoder(1, "one", datetime.now(UTC))
-    detector.say(coder.start(other, ["threshold_1"], 1, {}), coder.image(0, other, 0.1), coder.end())
+    detector.say(coder.start(other, 1), coder.image(0, other, 0.1), coder.end())
     eventually(lambda: daemon.counts()["failed"] == 1)
     error = daemon.counts()["last_error"]
     assert "400" in error
