@@ -40,7 +40,7 @@ class ReaderTable(Table, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for key in ("address", "republish"):
             value = getattr(self, key)
-            if (value or key == "address") and not _is_address(value):
+            if (value or key == "address") and not is_address(value):
                 raise ValueError(f"{key}: expected tcp://host:port or ipc://path, got {value!r}")
         for key in ("high_water_mark", "max_message_bytes", "max_image_bytes"):
             if getattr(self, key) < 1:
@@ -142,7 +142,7 @@ class ZmqSource:
         socket.setsockopt(zmq.MAXMSGSIZE, max(4 * config.max_message_bytes, 1 << 30))
         if config.role == "tap":
             socket.setsockopt(zmq.SUBSCRIBE, b"")
-        _attach(socket, config.address, config.bind, f"{where}.address")
+        attach(socket, config.address, config.bind, f"{where}.address")
         return socket
 
     def _open_output(self, where: str) -> zmq.Socket[bytes] | None:
@@ -150,11 +150,12 @@ class ZmqSource:
             return None
         socket = self._context.socket(zmq.PUB)
         socket.set_hwm(self._config.high_water_mark)
-        _attach(socket, self._config.republish, True, f"{where}.republish")
+        attach(socket, self._config.republish, True, f"{where}.republish")
         return socket
 
 
-def _is_address(value: str) -> bool:
+def is_address(value: str) -> bool:
+    """Say whether a socket can be bound or connected to a text, as far as the text says."""
     found = _ADDRESS.fullmatch(value)
     if found is None:
         return False
@@ -162,7 +163,14 @@ def _is_address(value: str) -> bool:
     return port is None or port == "*" or 1 <= int(port) <= 65535
 
 
-def _attach(socket: zmq.Socket[bytes], address: str, bind: bool, key: str) -> None:
+def attach(socket: zmq.Socket[bytes], address: str, bind: bool, key: str) -> None:
+    """Bind or connect a socket.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key of the configuration, and why the address cannot be used.
+    """
     try:
         if bind:
             socket.bind(address)
