@@ -72,6 +72,7 @@ MAX_JSON_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 32
 #: Nanoseconds since 1970 from here on (2001); a number below counts from the start of the series.
 ABSOLUTE_NS: Final = 10**18
+NS: Final = 10**9  # a whole number: the quotient of two is exact to the last bit
 
 Part = memoryview | bytes
 
@@ -149,7 +150,7 @@ class Decoder:
         metadata: dict[str, Any] = {}
         exposure = _nanoseconds(times, "real_time")
         if exposure is not None:
-            metadata["real_time_s"] = exposure / 1e9
+            metadata["real_time_s"] = exposure / NS
         position = None
         if len(parts) == 5 and (appendix := _appendix(parts[4])):
             metadata["user_data"] = appendix
@@ -161,10 +162,10 @@ class Decoder:
         if start_ns is None:
             return 0.0
         if start_ns >= ABSOLUTE_NS:
-            return start_ns / 1e9
+            return start_ns / NS
         if self._date is None or self._date.series != series:
             return 0.0
-        return self._date.began + start_ns / 1e9
+        return self._date.began + start_ns / NS
 
 
 def identity(first: Mapping[str, Any]) -> tuple[str | None, int | None]:
