@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import io
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.engines.bundle import Bundle, BundleError
+from pipelines.engines.bundle import DESCRIPTION, Bundle, BundleError
 
 Array = npt.NDArray[np.float32]
 
 MODEL = "model.onnx"
 SELF_TEST = "selftest.npz"
+
+_LONGEST = 300
 
 
 class OnnxEngine:
@@ -24,8 +32,8 @@ class OnnxEngine:
         Raises
         ------
         BundleError
-            If ONNX Runtime is not installed, refuses the file, or the answers are not those that
-            the bundle was made with.
+            If ONNX Runtime is not installed or refuses the file, the network takes or gives something
+            else than the bundle says, or its answers are not those that the bundle was made with.
         """
         try:
             import onnxruntime
@@ -39,14 +47,17 @@ class OnnxEngine:
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
+        where, content = bundle.folder / MODEL, bundle.file(MODEL)
         try:
-            self._session = onnxruntime.InferenceSession(
-                bundle.file(MODEL), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime has no common base of its errors
-            raise BundleError(f"{bundle.folder / MODEL}: ONNX Runtime refuses it: {error}") from error
-        self._input = self._session.get_inputs()[0].name
-        self._width = self._session.get_inputs()[0].shape[-1]
+            raise BundleError(f"{where}: ONNX Runtime refuses it: {_one_line(error)}") from error
+        described = bundle.description
+        try:
+            self._input, self._width = _port("input", self._session.get_inputs(), described.inputs)
+            _, self._outputs = _port("output", self._session.get_outputs(), described.outputs)
+        except ValueError as error:
+            raise BundleError(f"{where}: {error}") from error
         self._test(bundle)
 
     def run(self, x: Array) -> Array:
@@ -55,16 +66,82 @@ class OnnxEngine:
         return np.asarray(out, dtype=np.float32)
 
     def _test(self, bundle: Bundle) -> None:
-        with np.load(io.BytesIO(bundle.file(SELF_TEST)), allow_pickle=False) as stored:
-            x, expected = stored["input"].astype(np.float32), stored["output"]
         where = bundle.folder / SELF_TEST
-        if x.ndim != 2 or x.shape[1] != self._width:
-            raise BundleError(f"{where}: inputs of shape {x.shape}, the network takes {self._width} numbers")
-        got = self.run(x)
-        tolerance = bundle.description.tolerances["self_test"]
-        worst = float(np.abs(got - expected).max()) if got.shape == expected.shape else float("inf")
+        x, expected = _self_test(bundle.file(SELF_TEST), where)
+        if x.ndim != 2 or x.shape[1] != self._width or expected.shape != (len(x), self._outputs):
+            raise BundleError(
+                f"{where}: inputs of shape {x.shape} and outputs of shape {expected.shape}; the network takes"
+                f" {self._width} numbers and gives {self._outputs}"
+            )
+        tolerance = bundle.description.tolerances.get("self_test")
+        if tolerance is None:
+            raise BundleError(f"{bundle.folder / DESCRIPTION}: tolerances has no self_test")
+        try:
+            got = self.run(x)
+        except Exception as error:
+            raise BundleError(f"{where}: the network fails on it: {_one_line(error)}") from error
+        worst = float(np.abs(got - expected).max(initial=0.0)) if len(x) else math.inf
         if not worst <= tolerance:
             raise BundleError(
                 f"{where}: the network's answers are off by {worst:.2g}, allowed {tolerance:.2g}:"
                 " the bundle, or ONNX Runtime on this machine, is not what it was made with"
             )
+
+
+def _port(kind: str, ports: Sequence[Any], described: Mapping[str, Any]) -> tuple[str, int]:
+    """Return name and width of the only input or output, (any number, width) of float32.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else, or not what the bundle says of it.
+    """
+    names = [port.name for port in ports]
+    if len(names) != 1 or names != list(described):
+        raise ValueError(
+            f"its {kind}s are {', '.join(names) or 'none'}, {DESCRIPTION} says"
+            f" {', '.join(described) or 'none'}; make the bundle again"
+        )
+    (port,) = ports
+    # A number in the first place would be a fixed count of spots.
+    batch, *width = port.shape if port.shape else (0,)
+    if port.type != "tensor(float)" or isinstance(batch, int) or len(width) != 1 or not _is_count(width[0]):
+        raise ValueError(
+            f"its {kind} {port.name} is {port.type} of shape {port.shape}, expected float32 of shape"
+            " (any number, width)"
+        )
+    stated = described[port.name]
+    shape = stated.get("shape") if isinstance(stated, dict) else None
+    if shape != ["batch", width[0]]:
+        raise ValueError(
+            f"its {kind} {port.name} has the shape {port.shape}, {DESCRIPTION} says {shape}; make the bundle"
+            " again"
+        )
+    return port.name, int(width[0])
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value > 0
+
+
+def _self_test(content: bytes, where: Path) -> tuple[Array, npt.NDArray[Any]]:
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            return stored["input"].astype(np.float32), stored["output"].astype(np.float32)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        BadZipFile,
+        zlib.error,
+    ) as error:
+        raise BundleError(f"{where}: expected arrays input and output: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    """What an error says, without line breaks, and without end."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

@@ -28,6 +28,7 @@ from pipelines.laue.indexing.refine import decompose, strain_sigma
 from pipelines.laue.orientation import SAMPLE_FRAMES, orientation_of
 from pipelines.laue.peaks import PeakSearch, PeakTable, find_peaks
 from pipelines.laue.proposals import Proposer, SpotClassifier
+from pipelines.laue.reach import check_reach
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -96,7 +97,7 @@ class LaueAnalysis:
         settings: LaueSettings | None = None,
         classifiers: Sequence[SpotClassifier] = (),
     ) -> None:
-        """Prepare the materials.
+        """Prepare the materials; ValueError if one of them cannot show a crystal on this detector.
 
         A classifier serves the material and geometry it was trained for; one that fits none is in
         `mismatches` with the reason, and the classical search does its work, flagged.
@@ -105,6 +106,9 @@ class LaueAnalysis:
         self.calibration = calibration
         self.area = area or DetectorArea.of(calibration)
         self.phases = [Phase.prepare(m, calibration, self.area, self.settings.energy_keV) for m in materials]
+        for phase in self.phases:
+            least = self.settings.indexing.min_matched
+            check_reach(phase.scene.reflections, calibration, self.area, least)
         self.mismatches: list[str] = []
         proposers = self._proposers(classifiers)
         self.classifiers = [one.classifier for one in proposers if one is not None]

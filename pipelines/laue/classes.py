@@ -9,10 +9,12 @@ instead of guessing.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,11 @@ IntArray = npt.NDArray[np.int32]
 
 REJECT = 0
 """Class of spurious peaks and of spots whose family has no class of its own."""
+
+_LARGEST_INDEX = 1000
+
+_FEWEST_SPOTS = 5
+"""Of a crystal, on average: with fewer, no spot has neighbours that name it."""
 
 _BRIGHT = 0.6
 """Share of a crystal's spots, the brightest, that count double when classes are chosen."""
@@ -89,16 +96,25 @@ class ClassList:
         ValueError
             If the file holds something else.
         """
-        with np.load(path, allow_pickle=False) as stored:
-            if set(stored.files) != {"hkl", "share"}:
-                raise ValueError(
-                    f"class list: expected the arrays hkl and share, found {sorted(stored.files)}"
-                )
-            hkl, share = stored["hkl"], stored["share"]
-        if hkl.ndim != 2 or hkl.shape[1] != 3 or share.shape != (len(hkl),):
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                if set(stored.files) != {"hkl", "share"}:
+                    raise ValueError(f"expected the arrays hkl and share, found {sorted(stored.files)}")
+                hkl, share = stored["hkl"], stored["share"]
+        except (AttributeError, EOFError, BadZipFile, zlib.error) as error:
+            raise ValueError(f"class list: is no .npz file of arrays: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"class list: {error}") from error
+        if hkl.ndim != 2 or hkl.shape[1] != 3 or len(hkl) == 0 or share.shape != (len(hkl),):
             raise ValueError(
                 f"class list: hkl of shape {hkl.shape} and share of shape {share.shape} do not fit"
             )
+        if hkl.dtype.kind not in "iu" or np.abs(hkl.astype(np.int64)).max() > _LARGEST_INDEX:
+            raise ValueError(f"class list: hkl are no whole numbers up to {_LARGEST_INDEX}")
+        if len(np.unique(hkl, axis=0)) < len(hkl) or not (np.gcd.reduce(hkl, axis=1) == 1).all():
+            raise ValueError("class list: hkl are not all coprime and different")
+        if share.dtype.kind != "f" or not ((share >= 0).all() and share.sum() <= 1 + 1e-6):
+            raise ValueError("class list: shares are not between 0 and 1 together")
         return cls(hkl.astype(np.int16), share.astype(np.float64))
 
 
@@ -125,7 +141,7 @@ def choose_classes(
     Raises
     ------
     ValueError
-        If nothing reaches the detector, or `coverage` takes more than `max_classes`.
+        If hardly a spot reaches the detector, or `coverage` takes more than `max_classes`.
     """
     if not 0 < coverage < 1:
         raise ValueError(f"coverage {coverage}: expected between 0 and 1")
@@ -142,8 +158,13 @@ def choose_classes(
         np.add.at(weight, family, 1.0)
         bright = np.argsort(-spots.intensity, kind="stable")[: round(_BRIGHT * len(spots))]
         np.add.at(weight, family[bright], 1.0)
-    if not seen.any():
-        raise ValueError(f"{reflections.material.name}: no reflection reaches the detector in this geometry")
+    spots = seen.sum() / max(len(calibrations), 1)
+    if spots < _FEWEST_SPOTS:
+        low, high = reflections.energy_keV
+        raise ValueError(
+            f"{reflections.material.name} puts {spots:.2g} spots on the detector between {low:g} and {high:g}"
+            f" keV, at least {_FEWEST_SPOTS} are needed to name one: check energy band and calibration"
+        )
     share = seen / seen.sum()
     ranked = np.argsort(-weight, kind="stable")
     count = int(np.searchsorted(np.cumsum(share[ranked]), coverage)) + 1

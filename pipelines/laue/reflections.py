@@ -143,8 +143,8 @@ def build_reflections(
     expected = 4 / 3 * math.pi * g_max**3 * material.volume_A3
     if expected > _MAX_REFLECTIONS:
         raise ValueError(
-            f"{material.name}: about {expected:.0f} reflections up to {high} keV are too many; "
-            "lower the highest energy or max_two_theta_deg"
+            f"{material.name}: about {expected:.0f} reflections up to {high:g} keV are too many"
+            f" (up to {_MAX_REFLECTIONS}); lower the highest energy"
         )
 
     real = _half_sphere(material, g_max)
@@ -157,7 +157,8 @@ def build_reflections(
 
     if not allowed.any():
         raise ValueError(
-            f"{material.name} reflects nothing in {low}-{high} keV below {max_two_theta_deg} deg"
+            f"{material.name} reflects nothing in {low:g}-{high:g} keV below {max_two_theta_deg:g} deg:"
+            " check the energy band"
         )
     real, f2, order = real[allowed], f2[allowed], order[allowed]
 

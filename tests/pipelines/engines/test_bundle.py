@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from testkit.onnx import DOUBLE, INT64, Port, network
 
 from pipelines.engines.bundle import BundleError, load_bundle
 from pipelines.engines.onnxruntime_engine import OnnxEngine
@@ -68,6 +69,117 @@ def test_a_foreign_network_is_refused(copy: Path) -> None:
     _sign(copy)
     with pytest.raises(BundleError, match="ONNX Runtime refuses it"):
         OnnxEngine(load_bundle(copy, KIND))
+
+
+def _refusal(folder: Path) -> str:
+    """What a bundle is told whose manifest is right and whose network or self-test is not."""
+    _sign(folder)
+    with pytest.raises(BundleError) as caught:
+        OnnxEngine(load_bundle(folder, KIND))
+    message = str(caught.value)
+    assert message.startswith(str(folder))
+    assert "\n" not in message
+    assert len(message) < 700
+    return message
+
+
+def _ports(folder: Path) -> tuple[Port, Port]:
+    description = json.loads((folder / "bundle.json").read_text())
+    (x,), (y,) = description["inputs"].items(), description["outputs"].items()
+    return Port(x[0], x[1]["shape"]), Port(y[0], y[1]["shape"])
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5, 0.999])
+def test_a_truncated_network_is_refused(copy: Path, keep: float) -> None:
+    content = (copy / "model.onnx").read_bytes()
+    (copy / "model.onnx").write_bytes(content[: int(keep if keep >= 1 else keep * len(content))])
+    assert "model.onnx: ONNX Runtime refuses it: " in _refusal(copy)
+
+
+def test_an_operator_that_nobody_knows_is_named(copy: Path) -> None:
+    x, y = _ports(copy)
+    model = network([x], [y], [("Frobnicate", [x.name], [y.name])])
+    (copy / "model.onnx").write_bytes(model)
+    message = _refusal(copy)
+    assert "model.onnx: ONNX Runtime refuses it: " in message
+    assert "Frobnicate" in message
+    (copy / "model.onnx").write_bytes(
+        network([x], [y], [("Relu", [x.name], [y.name])], domain="com.example.lab")
+    )
+    assert "com.example.lab" in _refusal(copy)
+    (copy / "model.onnx").write_bytes(network([x], [y], [("Relu", [x.name], [y.name])], opset=999))
+    assert "model.onnx: ONNX Runtime refuses it: " in _refusal(copy)
+
+
+def test_inputs_and_outputs_are_those_that_the_bundle_says(copy: Path) -> None:
+    x, y = _ports(copy)
+    width = x.shape[1]
+
+    def told(inputs: list[Port], outputs: list[Port], operator: str = "Relu") -> str:
+        node = (operator, [p.name for p in inputs], [p.name for p in outputs][:1])
+        more = [("Relu", [inputs[0].name], [p.name]) for p in outputs[1:]]
+        (copy / "model.onnx").write_bytes(network(inputs, outputs, [node, *more]))
+        return _refusal(copy)
+
+    renamed = Port("image", x.shape)
+    assert "its inputs are image, bundle.json says features" in told([renamed], [Port(y.name, x.shape)])
+    assert "its outputs are guess, bundle.json says probability" in told([x], [Port("guess", x.shape)])
+    two = [x, Port("energy", x.shape)]
+    assert "its inputs are features, energy, bundle.json" in told(two, [Port(y.name, x.shape)], "Add")
+    both = [Port(y.name, x.shape), Port("again", x.shape)]
+    assert "its outputs are probability, again, bundle.json" in told([x], both)
+    fixed = [Port(x.name, [1, width]), Port(y.name, [1, width])]
+    assert f"its input features is tensor(float) of shape [1, {width}]" in told(fixed[:1], fixed[1:])
+    cube = Port(x.name, ["batch", 3, width])
+    assert "expected float32 of shape (any number, width)" in told([cube], [Port(y.name, cube.shape)])
+    whole = Port(x.name, x.shape, INT64)
+    assert "its input features is tensor(int64)" in told([whole], [Port(y.name, x.shape, INT64)], "Abs")
+    fine = Port(x.name, x.shape, DOUBLE)
+    assert "its input features is tensor(double)" in told([fine], [Port(y.name, x.shape, DOUBLE)], "Abs")
+    narrow = Port(x.name, ["batch", 900])
+    message = told([narrow], [Port(y.name, narrow.shape)])
+    assert f"has the shape ['batch', 900], bundle.json says ['batch', {width}]" in message
+    # Relu keeps the width: as many classes as features are not what the bundle says.
+    assert f"bundle.json says ['batch', {y.shape[1]}]" in told([x], [Port(y.name, x.shape)])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({}, "expected arrays input and output"),
+        ({"input": np.zeros((2, 3)), "output": np.zeros((2, 3))}, "the network takes"),
+        ({"input": np.zeros(3), "output": np.zeros(3)}, "the network takes"),
+        ({"input": np.array(["a"]), "output": np.zeros(1)}, "expected arrays input and output"),
+    ],
+)
+def test_a_self_test_of_something_else_is_refused(
+    copy: Path, arrays: dict[str, np.ndarray], words: str
+) -> None:
+    np.savez(copy / "selftest.npz", **arrays)
+    message = _refusal(copy)
+    assert "selftest.npz: " in message
+    assert words in message
+
+
+@pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x03\x04 truncated"])
+def test_a_self_test_that_is_no_archive_is_refused(copy: Path, content: bytes) -> None:
+    (copy / "selftest.npz").write_bytes(content)
+    assert "selftest.npz: expected arrays input and output" in _refusal(copy)
+
+
+def test_an_answer_that_is_no_number_and_an_empty_self_test_are_refused(copy: Path) -> None:
+    with np.load(copy / "selftest.npz", allow_pickle=False) as stored:
+        x, y = stored["input"], stored["output"]
+    np.savez(copy / "selftest.npz", input=np.full_like(x, np.nan), output=y)
+    assert "answers are off by" in _refusal(copy)
+    np.savez(copy / "selftest.npz", input=x[:0], output=y[:0])
+    assert "answers are off by" in _refusal(copy)
+
+
+def test_a_bundle_without_its_tolerance_is_refused(copy: Path) -> None:
+    description = json.loads((copy / "bundle.json").read_text())
+    (copy / "bundle.json").write_text(json.dumps(description | {"tolerances": {}}))
+    assert "bundle.json: tolerances has no self_test" in _refusal(copy)
 
 
 def test_a_network_that_answers_otherwise_is_refused(copy: Path) -> None:
