@@ -1,4 +1,4 @@
-"""The daemon: sources, flow, workers, ledger, sinks and control put together, started and stopped."""
+"""The daemon: sources, flow, workers, ledger, sinks and control put together, run and reconfigured."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 import zmq
 
+from daemon.configuration import Configuration, changed_keys, keep_text
 from daemon.control import SOCKET_NAME, ControlServer
 from daemon.flow.aggregation import Aggregation
 from daemon.flow.dispatcher import Dispatcher
@@ -22,16 +24,20 @@ from daemon.flow.ledger import Ledger, Series
 from daemon.flow.local import LocalExecutor
 from daemon.flow.lock import StateLock, make_folder
 from daemon.flow.outbox import Outbox, SinkRunner
-from daemon.flow.plugins import Plugin, open_source, pipeline_plugin, sink_plugins, source_plugin
+from daemon.flow.plugins import Plugin, open_source, sink_plugins, source_plugin
 from daemon.flow.quarantine import Quarantine
 from daemon.flow.series import SeriesTracker
 from daemon.flow.stream import Stream
+from daemon.flow.watching import Watching
 from daemon.flow.workers import WorkersExecutor
+from daemon.reload import Reloaded, Reloader, ReloadRefused
+from daemon.report import Report
+from daemon.service import Service
 from daemon.sinks.base import SeriesClosed, SeriesOpened, SinkContext
 from daemon.sources.base import Source, SourceContext
-from grainwatch import __version__
+from daemon.watchdog import Part
 from grainwatch.config import Config, ConfigError, EdgeTable
-from grainwatch.messages import Health, LaueResult, Times
+from grainwatch.messages import LaueResult, Times
 from pipelines.results_files import read_results, results_files
 
 log = logging.getLogger(__name__)
@@ -48,22 +54,26 @@ class Daemon:
 
     Parameters
     ----------
-    config : Config
-    raw : bytes
-        The configuration file.
-    config_hash : str
-    where : str
-        The file's name, which leads errors.
+    configuration : Configuration
+    read : callable
+        Reads the file anew, for a reload.
+    service : Service
+        The line to the service manager.
     """
 
-    def __init__(self, config: Config, raw: bytes, config_hash: str, where: str) -> None:
-        self.config = config
-        self._raw = raw
-        self._hash = config_hash
-        self._where = where
-        self._state_dir = Path(config.daemon.state_dir).absolute()
-        self._state = "starting"
-        self._started = time.monotonic()
+    def __init__(
+        self, configuration: Configuration, read: Callable[[], Configuration], service: Service
+    ) -> None:
+        self._configuration = configuration
+        self._read = read
+        self._service = service
+        self._where = configuration.where
+        self._state_dir = Path(self.config.daemon.state_dir).absolute()
+        self._report = Report(self.config.daemon.name, service)
+        self._reloader = Reloader(self._reload)
+        self._swap = threading.Lock()  # between a reload that comes to its end and a stop
+        self._spare: Executor | None = None
+        self._executors: list[Executor] = []
         self._stop_asked = threading.Event()
         self._hurry = threading.Event()
         self._stopped = threading.Event()
@@ -72,6 +82,11 @@ class Daemon:
         self._earlier: dict[str, list[Path]] = {}
         self._undo = ExitStack()
         self.streams: dict[str, Stream] = {}
+
+    @property
+    def config(self) -> Config:
+        """The configuration that counts now."""
+        return self._configuration.config
 
     # Start.
 
@@ -86,7 +101,7 @@ class Daemon:
         with ExitStack() as undo:
             self._bring_up(undo)
             self._undo = undo.pop_all()
-        self._state = "running"
+        self._report.state = "running"
         names = ", ".join(f"{s.name} ({s.describe()})" for s in self.streams.values())
         log.info(
             "%s runs: streams %s; %d workers; control at %s",
@@ -95,6 +110,8 @@ class Daemon:
             self.config.daemon.workers,
             self._control.path,
         )
+        self._service.ready(self)
+        self._reloader.start()
 
     def _bring_up(self, undo: ExitStack) -> None:
         config = self.config
@@ -106,13 +123,18 @@ class Daemon:
         # Plug-ins may take long to load and pipelines to warm: `status` says meanwhile that it starts.
         self._control = ControlServer(
             Path(config.daemon.runtime_dir) / SOCKET_NAME,
-            {"status": self._answer_status, "stop": self._answer_stop, "series": self._answer_series},
+            {
+                "status": self._answer_status,
+                "stop": self._answer_stop,
+                "series": self._answer_series,
+                "reload": self._answer_reload,
+            },
         )
         undo.callback(self._control.close)
         self._control.start()
 
         sources = {n: source_plugin(n, t, self._where) for n, t in config.streams.items()}
-        pipelines = {n: pipeline_plugin(n, t, self._hash, self._where) for n, t in config.streams.items()}
+        pipelines = self._configuration.pipelines()
         sinks = sink_plugins(config, self._where)
         open_before = self._recover()
         self._ledger.start()
@@ -120,10 +142,13 @@ class Daemon:
         # Until the threads run, a failed start has to close what was opened.
         undo.callback(self._outbox.stop, FLUSH_S)
         self._outbox.start()
-        log.info("warming the pipelines in %s", _places(config.daemon.workers))
-        self._executor = self._make_executor()
-        undo.callback(self._executor.close)
-        self._executor.start()
+        keep_text(self._configuration, self._state_dir)
+        warming = f"warming the pipelines in {_places(config.daemon.workers)}"
+        log.info("%s", warming)
+        self._service.doing(warming)
+        undo.callback(self._close_executors)
+        executor = self._make_executor(self._configuration)
+        executor.start()
 
         for name, plugin in pipelines.items():
             tracker = SeriesTracker(
@@ -135,13 +160,12 @@ class Daemon:
             )
             stream = Stream(name, plugin, tracker, config.streams[name].intake, self._ledger, self._wake.set)
             if hasattr(plugin.plugin.module, "aggregator"):
-                stream.aggregation = Aggregation(
-                    name, plugin.aggregator, self._outbox, self._announce_closed, self._history
-                )
+                stream.aggregation = Aggregation(name, self._outbox, self._announce_closed, self._history)
             self.streams[name] = stream
         self._dispatcher = Dispatcher(
-            self.streams, self._executor, self._outbox, self._ledger, self._announce_closed, self._wake
+            self.streams, executor, self._outbox, self._ledger, self._announce_closed, self._wake
         )
+        self._report.of(self.streams, self._dispatcher, self._outbox, self._ledger)
         opened: dict[str, Source] = {}
         with ExitStack() as close_sources:
             for name, source in sources.items():
@@ -187,12 +211,7 @@ class Daemon:
                 log.error("%s: the map goes on without the results in it: %s", part, error)
 
     def _open_sinks(self, plugins: dict[str, Plugin]) -> Outbox:
-        context = SinkContext(
-            daemon_name=self.config.daemon.name,
-            state_dir=self._state_dir,
-            config_text=self._raw.decode(),
-            config_hash=self._hash,
-        )
+        context = self._sink_context(self._configuration)
         runners: list[SinkRunner] = []
         with ExitStack() as close_sinks:
             for name, plugin in plugins.items():
@@ -203,11 +222,28 @@ class Daemon:
             close_sinks.pop_all()
         return Outbox(self.config.daemon.name, self._ledger, runners)
 
-    def _make_executor(self) -> Executor:
-        if self.config.daemon.workers == 0:
-            return LocalExecutor(self.config, self._hash, self._where)
-        quarantine = Quarantine(self._state_dir / "quarantine", self.config.daemon.quarantine)
-        return WorkersExecutor(self.config, self._raw, self._where, quarantine)
+    def _sink_context(self, configuration: Configuration) -> SinkContext:
+        return SinkContext(
+            daemon_name=self.config.daemon.name,
+            state_dir=self._state_dir,
+            config_text=configuration.raw.decode(),
+            config_hash=configuration.config_hash,
+        )
+
+    def _make_executor(self, configuration: Configuration) -> Executor:
+        config = configuration.config
+        executor: Executor
+        if config.daemon.workers == 0:
+            executor = LocalExecutor(config, configuration.config_hash, self._where)
+        else:
+            quarantine = Quarantine(self._state_dir / "quarantine", config.daemon.quarantine)
+            executor = WorkersExecutor(config, configuration.raw, self._where, quarantine)
+        self._executors.append(executor)
+        return executor
+
+    def _close_executors(self) -> None:
+        for executor in list(self._executors):
+            executor.close()
 
     # Running.
 
@@ -216,6 +252,20 @@ class Daemon:
         if self._stop_asked.is_set():
             self._hurry.set()
         self._stop_asked.set()
+
+    def ask_reload(self) -> Future[Reloaded]:
+        """Ask for the configuration file to be read anew and taken over. Safe in a signal handler."""
+        return self._reloader.ask()
+
+    def parts(self) -> list[Part]:
+        """Return what could hang. Takes no lock."""
+        streams = self.streams.values()
+        maps = [s.aggregation.part() for s in streams if s.aggregation is not None]
+        return [*(s.part() for s in streams), *self._dispatcher.parts(), *maps]
+
+    def status_line(self) -> str:
+        """Say how it does, in one line."""
+        return self._report.line()
 
     def run(self, exit_when_done: bool = False) -> int:
         """Wait for a reason to stop, stop, and return the exit status.
@@ -246,8 +296,10 @@ class Daemon:
     def stop(self) -> None:
         """Read no more, compute what was read for at most `stop_timeout_s`, write, close."""
         log.info("stopping")
-        self._state = "draining"
+        self._report.state = "draining"
         begin = time.monotonic()
+        self._service.stopping(self.config.daemon.stop_timeout_s + 4 * FLUSH_S)
+        self._break_off_reload()
         for stream in self.streams.values():
             stream.stop()
         self._drain(begin + self.config.daemon.stop_timeout_s)
@@ -274,7 +326,7 @@ class Daemon:
         log.warning("what has not been computed by now is dropped")
         self._drop_waiting()
         self._outbox.unblock()
-        self._executor.close()
+        self._close_executors()
         for stream in streams:
             if not stream.join(1.0):
                 log.error("%s: the source does not stop", stream.name)
@@ -285,13 +337,77 @@ class Daemon:
             for dropped in stream.intake.drain("the daemon stopped"):
                 self._ledger.end(dropped.item.frame.key, "dropped", dropped.reason)
 
+    # Another configuration.
+
+    def _reload(self) -> Reloaded:
+        """Take over what the file holds now. Runs in the reloader's thread."""
+        log.info("reloading %s", self._where)
+        begin = time.monotonic()
+        self._service.reloading()
+        try:
+            changed = self._take_over(self._read())
+        except Exception as error:
+            known = isinstance(error, ConfigError)
+            self._report.refused = str(error) if known else f"{type(error).__name__}: {error}"
+            log.log(logging.ERROR, "reload refused: %s", self._report.refused, exc_info=not known)
+            raise ReloadRefused(f"reload refused: {self._report.refused}") from error
+        finally:
+            self._service.ready(self)
+        self._report.refused = ""
+        took_s = time.monotonic() - begin
+        keys = ", ".join(changed) or "no key changed, the pipelines are built anew"
+        log.info(
+            "reloaded in %.1f s: %s; configuration %s", took_s, keys, self._configuration.config_hash[:8]
+        )
+        return {"changed": changed, "config_hash": self._configuration.config_hash, "took_s": took_s}
+
+    def _take_over(self, fresh: Configuration) -> list[str]:
+        """Put another configuration in the place of this one; until it is warm, nothing changes."""
+        changed = changed_keys(self.config, fresh.config, self._where)
+        pipelines = fresh.pipelines()
+        watching = {name: Watching(name, plugin.watch()) for name, plugin in pipelines.items()}
+        self._spare = executor = self._make_executor(fresh)
+        try:
+            executor.start()
+            with self._swap:
+                if self._report.state != "running":
+                    raise ReloadRefused("the daemon stops")
+                earlier = self._dispatcher.executor
+                relieved = self._dispatcher.switch(executor)
+                self._spare = None
+        except Exception:
+            self._spare = None
+            executor.close()
+            self._executors.remove(executor)
+            raise
+        for name, stream in self.streams.items():
+            stream.adopt(pipelines[name], fresh.config.streams[name].intake, watching[name])
+        self._configuration = fresh
+        self._outbox.reconfigure(self._sink_context(fresh))
+        keep_text(fresh, self._state_dir)
+        while not relieved.done() and self._report.state == "running" and not self._dispatcher.broken:
+            wait([relieved], 0.2)
+        self._report.restarts += earlier.status().restarts
+        if relieved.done():
+            earlier.close()
+            self._executors.remove(earlier)
+        return changed
+
+    def _break_off_reload(self) -> None:
+        with self._swap:  # `_report.state` has been set: from here on none comes to its end
+            spare = self._spare
+        if spare is not None:
+            spare.close()
+        self._reloader.stop(FLUSH_S)
+
     # What the outside hears.
 
     def _announce_opened(self, event: SeriesOpened) -> None:
         self._announced.add(event.series_uid)
         aggregation = self.streams[event.stream].aggregation
         if aggregation is not None:
-            aggregation.begin(event)
+            make = self.streams[event.stream].plugin.aggregator
+            aggregation.begin(event.series_uid, partial(make, event.series_uid, event.scan))
         self._outbox.announce(event)
 
     def _announce_closed(self, series: Series) -> None:
@@ -301,55 +417,19 @@ class Daemon:
         self._announced.discard(series.uid)
         self._outbox.announce(SeriesClosed(series.stream, series.uid, time.time(), series.counts()))
 
-    def health(self) -> Health:
-        """Return the state of the daemon."""
-        executor = self._executor.status()
-        streams = tuple(s.health() for s in self.streams.values())
-        edges = [s.intake.health() for s in self.streams.values()]
-        edges += [s.aggregation.edge.health() for s in self.streams.values() if s.aggregation is not None]
-        edges += [s.edge.health() for s in self._outbox.sinks]
-        dead = executor.workers > 0 and executor.alive == 0
-        sick = (
-            dead
-            or self._dispatcher.broken
-            or self._ledger.fault
-            or any(s.fault for s in self.streams.values())
-        )
-        state = "fault" if sick and self._state == "running" else self._state
-        return Health(
-            name=self.config.daemon.name,
-            version=__version__,
-            state=state,
-            uptime_s=time.monotonic() - self._started,
-            workers=executor.alive,
-            worker_restarts=executor.restarts,
-            streams=streams,
-            edges=tuple(edges),
-        )
-
     def _publish_health(self) -> None:
         while not self._stopped.wait(HEALTH_S):
-            self._outbox.publish(self.config.daemon.name, self.health(), Times())
+            self._outbox.publish(self.config.daemon.name, self._report.health(), Times())
 
     def _answer_status(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        if self._state == "starting":
-            return {"status": {"name": self.config.daemon.name, "version": __version__, "state": "starting"}}
-        errors = {f"sink {s.name}": s.last_error for s in self._outbox.sinks if s.last_error}
-        errors |= {f"source {s.name}": s.problem for s in self.streams.values() if s.problem}
-        if self._ledger.fault:
-            errors["ledger"] = self._ledger.fault
-        if self._dispatcher.broken:
-            errors["dispatcher"] = self._dispatcher.broken
-        return {
-            "status": msgspec.to_builtins(self.health()),
-            "sources": {s.name: s.describe() for s in self.streams.values()},
-            "errors": errors,
-            "unbalanced": self._ledger.balance(),
-        }
+        return self._report.status()
 
     def _answer_stop(self, request: Mapping[str, Any]) -> dict[str, Any]:
         self.ask_stop()
         return {}
+
+    def _answer_reload(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        return {"reload": self.ask_reload().result()}
 
     def _answer_series(self, request: Mapping[str, Any]) -> dict[str, Any]:
         limit = request.get("limit", 20)

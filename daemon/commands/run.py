@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import logging
+import faulthandler
 import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Final, TypeAlias
 
 import typer
 
-from grainwatch.config import ConfigError, parse_config
+from daemon.configuration import Configuration
+from daemon.logs import configure_logging
+from daemon.service import EXTENSION_S, Service
+from grainwatch.config import ConfigError
+
+Handler: TypeAlias = Callable[[int, FrameType | None], object]
+
+#: How often a worker is started before the daemon gives up its start.
+STARTS: Final = 3
 
 
 def run(
@@ -22,26 +31,50 @@ def run(
         bool, typer.Option("--exit-when-done", help="Stop when all sources are exhausted (replay).")
     ] = False,
 ) -> None:
-    """Run the daemon until SIGTERM or Ctrl-C; a second one hurries it."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    """Run the daemon until SIGTERM or Ctrl-C; a second one hurries it. SIGHUP reloads CONFIG."""
+    # What a watchdog ends with SIGABRT says where each of its threads was.
+    faulthandler.enable()
+    configure_logging()
+    service = Service.of_environment()
+    try:
+        _run(config, exit_when_done, service)
+    except ConfigError as error:
+        service.failed(str(error))
+        raise
+    finally:
+        service.end()
+
+
+def _run(path: Path, exit_when_done: bool, service: Service) -> None:
+    absolute = path.absolute()
     # One reading serves this process and the workers, whatever happens to the file meanwhile.
-    raw = read_file(config)
-    parsed, config_hash = parse_config(raw, str(config))
-    enter_folder_of(config)
+    configuration = Configuration.read(absolute, str(path))
+    service.begin(STARTS * configuration.config.daemon.start_timeout_s + EXTENSION_S)
+    enter_folder_of(path)
 
     from daemon.daemon import Daemon
 
-    daemon = Daemon(parsed, raw, config_hash, str(config))
+    daemon = Daemon(configuration, partial(Configuration.read, absolute, str(path)), service)
     # A start may take as long as kernels compile: a signal breaks it off and undoes it.
-    _on_signal(_break_off)
+    _on_signals(_break_off, daemon.ask_reload)
     daemon.start()
-    _on_signal(lambda *_: daemon.ask_stop())
+    _on_signals(lambda *_: daemon.ask_stop(), daemon.ask_reload)
     raise SystemExit(daemon.run(exit_when_done))
 
 
-def _on_signal(handler: Callable[[int, FrameType | None], None]) -> None:
+def _on_signals(stop: Handler, reload: Callable[[], object]) -> None:
+    in_terminal = os.isatty(sys.stderr.fileno())
+
+    def hang_up(number: int, frame: FrameType | None) -> None:
+        # A terminal that was closed sends the same signal as one who wants a reload.
+        if in_terminal and not os.isatty(sys.stderr.fileno()):
+            stop(number, frame)
+        else:
+            reload()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handler)
+        signal.signal(number, stop)
+    signal.signal(signal.SIGHUP, hang_up)
 
 
 def _break_off(number: int, frame: FrameType | None) -> None:
@@ -57,17 +90,3 @@ def enter_folder_of(config: Path) -> None:
         if paths := os.environ.get(name):
             os.environ[name] = os.pathsep.join(map(os.path.abspath, paths.split(os.pathsep)))
     os.chdir(config.absolute().parent)
-
-
-def read_file(path: Path) -> bytes:
-    """Return the bytes of the configuration file.
-
-    Raises
-    ------
-    ConfigError
-        If it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error

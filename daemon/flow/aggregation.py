@@ -5,17 +5,28 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from operator import methodcaller
+from typing import TypeAlias
 
 from daemon.flow.edge import Edge
 from daemon.flow.ledger import Series
 from daemon.flow.outbox import Outbox
-from daemon.sinks.base import SeriesOpened
-from grainwatch.config import EdgeTable, ScanTable
+from daemon.watchdog import Part
+from grainwatch.config import EdgeTable
 from grainwatch.messages import AnyMessage, LaueResult, Times
 from pipelines.frame import Aggregator
 
 log = logging.getLogger(__name__)
+
+#: Makes the aggregator of a series; None where there is nothing to sum up.
+Maker: TypeAlias = Callable[[], Aggregator | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    series_uid: str
+    make: Maker
 
 
 class Aggregation:
@@ -24,8 +35,6 @@ class Aggregation:
     Parameters
     ----------
     stream : str
-    make : callable
-        Makes the aggregator of a series from its uid and scan; None where there is nothing to sum up.
     outbox : Outbox
     closed : callable
         Told of each series that is complete, after its last message was published.
@@ -36,29 +45,38 @@ class Aggregation:
     def __init__(
         self,
         stream: str,
-        make: Callable[[str, ScanTable | None], Aggregator | None],
         outbox: Outbox,
         closed: Callable[[Series], None],
         history: Callable[[str], Iterable[LaueResult]],
     ) -> None:
         self._stream = stream
-        self._make = make
         self._outbox = outbox
         self._closed = closed
         self._history = history
-        self.edge: Edge[LaueResult | Series | SeriesOpened] = Edge(f"{stream} maps", EdgeTable())
-        self._scans: dict[str, ScanTable] = {}
+        self.edge: Edge[LaueResult | Series | _Begun] = Edge(f"{stream} maps", EdgeTable())
+        self._makers: dict[str, Maker] = {}
         self._aggregators: dict[str, Aggregator | None] = {}
         self._stop = threading.Event()
+        self._turns = 0
+        self._publishes = False
         self._thread = threading.Thread(target=self._run, name=f"maps-{stream}", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
 
-    def begin(self, series: SeriesOpened) -> None:
-        """Take note that a series opened, with the scan that it may bring."""
-        self.edge.put_always(series)
+    def begin(self, series_uid: str, make: Maker) -> None:
+        """Take note that a series opened, and of how its aggregator is made.
+
+        By the configuration of this moment: another one counts from the next series on.
+        """
+        self.edge.put_always(_Begun(series_uid, make))
+
+    def part(self) -> Part:
+        """Return the thread, as something that could hang."""
+        # With a message in hand it waits for a sink whose policy is to block.
+        waits = self._publishes or not self._thread.is_alive()
+        return Part(f"the map of {self._stream}", self._turns, waits)
 
     def add(self, result: LaueResult) -> None:
         """Take a result; waits when the aggregator cannot follow."""
@@ -81,10 +99,11 @@ class Aggregation:
             items = self.edge.get_many(64, 0.0 if stopping else 0.2)
             if stopping and not items:
                 return
+            self._turns += 1
             for item in items:
-                if isinstance(item, SeriesOpened):
-                    if item.scan is not None:
-                        self._scans[item.series_uid] = item.scan
+                self._turns += 1
+                if isinstance(item, _Begun):
+                    self._makers[item.series_uid] = item.make
                 elif isinstance(item, Series):
                     self._finish(item)
                 else:
@@ -94,11 +113,12 @@ class Aggregation:
         if series.uid in self._aggregators:
             self._guarded(series.uid, methodcaller("finish"))
             self._aggregators.pop(series.uid, None)
-        self._scans.pop(series.uid, None)
+        self._makers.pop(series.uid, None)
         self._closed(series)
 
     def _begin(self, uid: str) -> Aggregator | None:
-        aggregator = self._make(uid, self._scans.get(uid))
+        make = self._makers.get(uid)
+        aggregator = make() if make is not None else None
         if aggregator is not None:
             for result in self._history(uid):
                 aggregator.add(result)  # what it says has been published before
@@ -112,8 +132,12 @@ class Aggregation:
             aggregator = self._aggregators[uid]
             if aggregator is None:
                 return
-            for message in call(aggregator):
+            messages = call(aggregator)
+            self._publishes = True
+            for message in messages:
                 self._outbox.publish(self._stream, message, Times())
         except Exception:
             log.exception("%s: the map of series %s is given up", self._stream, uid[:8])
             self._aggregators[uid] = None
+        finally:
+            self._publishes = False

@@ -108,6 +108,13 @@ class Edge(Generic[T]):
                 self._room.notify_all()
         return items
 
+    def set_table(self, table: EdgeTable) -> None:
+        """Go on with another policy and depth; what is inside stays, even beyond the depth."""
+        with self._lock:
+            self._table = table
+            self._max_bytes = table.mib << 20
+            self._room.notify_all()
+
     def close(self) -> None:
         """Take no more: waiting and later puts drop their item. What is inside can still be got."""
         with self._lock:

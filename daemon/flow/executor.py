@@ -28,10 +28,31 @@ class ExecutorStatus:
 
 
 class Executor(Protocol):
-    """Computes batches of frames of a stream."""
+    """Computes batches of frames of a stream, by one configuration."""
+
+    @property
+    def config_hash(self) -> str:
+        """Of the configuration that it computes by."""
+        ...
+
+    @property
+    def progress(self) -> int:
+        """A number that changes whenever something gets on in it. Takes no lock."""
+        ...
+
+    @property
+    def patience_s(self) -> float:
+        """How long it may stand still at present before it acts itself, seconds. Takes no lock."""
+        ...
 
     def start(self) -> None:
-        """Start workers and warm the pipelines; returns when the first frame would not wait."""
+        """Start workers and warm the pipelines; returns when the first frame would not wait.
+
+        Raises
+        ------
+        grainwatch.config.ConfigError
+            If a pipeline cannot be built, or the executor was closed meanwhile.
+        """
         ...
 
     def free(self) -> int:

@@ -17,13 +17,19 @@ class LocalExecutor:
 
     def __init__(self, config: Config, config_hash: str, where: str) -> None:
         self._config = config
-        self._config_hash = config_hash
+        self.config_hash = config_hash
+        self.progress = 0
         self._where = where
         self._pipelines: dict[str, Pipeline] = {}
 
+    @property
+    def patience_s(self) -> float:
+        """Return how long a batch may take."""
+        return self._config.daemon.compute_timeout_s
+
     def start(self) -> None:
         """Build and warm the pipelines."""
-        self._pipelines = build_pipelines(self._config, self._config_hash, self._where)
+        self._pipelines = build_pipelines(self._config, self.config_hash, self._where)
 
     def free(self) -> int:
         """Return 1: nothing waits inside."""
@@ -33,6 +39,7 @@ class LocalExecutor:
         """Compute a batch."""
         future: Future[list[Outcome]] = Future()
         future.set_result(compute(self._pipelines[stream], batch))
+        self.progress += 1
         return future
 
     def status(self) -> ExecutorStatus:

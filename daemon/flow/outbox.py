@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import msgspec
 
 from daemon.flow.edge import Edge
 from daemon.flow.ledger import Ledger
-from daemon.sinks.base import Published, SeriesClosed, SeriesOpened, Sink, SinkEvent
+from daemon.sinks.base import Published, SeriesClosed, SeriesOpened, Sink, SinkContext, SinkEvent
 from grainwatch.config import EdgeTable
 from grainwatch.messages import AnyMessage, Health, Times, encode
 
@@ -25,10 +26,16 @@ BATCH = 256
 IDLE_S = 0.05
 
 
+@dataclass(frozen=True, slots=True)
+class _Reconfigured:
+    context: SinkContext
+
+
 class SinkRunner:
     """A sink, the edge before it and the thread that it runs in.
 
     A sink with a method ``path(series_uid)`` writes files: `located` is told where each series is.
+    One with a method ``reconfigured(context)`` is told when the daemon takes over another configuration.
     One with an attribute ``fault`` says there what keeps it from its work, "" when nothing does.
     """
 
@@ -36,7 +43,7 @@ class SinkRunner:
         self.name = name
         self._path: Callable[[str], Path | None] | None = getattr(sink, "path", None)
         self._located = located
-        self.edge: Edge[SinkEvent] = Edge(f"sink {name}", table, weigh=_payload_bytes)
+        self.edge: Edge[SinkEvent | _Reconfigured] = Edge(f"sink {name}", table, weigh=_payload_bytes)
         self._raised = ""
         self._sink = sink
         self._stop = threading.Event()
@@ -74,7 +81,22 @@ class SinkRunner:
                 idle_at = time.monotonic() + IDLE_S
         self._guarded("close", self._sink.close)
 
-    def _take(self, events: list[SinkEvent]) -> None:
+    def _take(self, items: list[SinkEvent | _Reconfigured]) -> None:
+        events: list[SinkEvent] = []
+        for item in items:
+            if not isinstance(item, _Reconfigured):
+                events.append(item)
+                continue
+            self._handle(events)
+            events = []
+            tell = getattr(self._sink, "reconfigured", None)
+            if tell is not None:
+                tell(item.context)
+        self._handle(events)
+
+    def _handle(self, events: list[SinkEvent]) -> None:
+        if not events:
+            return
         self._sink.handle(events)
         for event in events:
             if isinstance(event, SeriesOpened) and self._path is not None:
@@ -136,6 +158,11 @@ class Outbox:
         for sink in self.sinks:
             sink.edge.put_always(event)
 
+    def reconfigure(self, context: SinkContext) -> None:
+        """Tell the sinks that want to know by which configuration the daemon goes on."""
+        for sink in self.sinks:
+            sink.edge.put_always(_Reconfigured(context))
+
     def start(self) -> None:
         """Start the sinks."""
         for sink in self.sinks:
@@ -154,5 +181,5 @@ class Outbox:
                 log.error("sink %s did not stop in %.1f s: what it holds is not written", sink.name, timeout)
 
 
-def _payload_bytes(event: SinkEvent) -> int:
+def _payload_bytes(event: SinkEvent | _Reconfigured) -> int:
     return len(event.payload) if isinstance(event, Published) else 0

@@ -102,6 +102,10 @@ class SeriesTracker:
         latest = self._latest()
         return latest.series.uid if latest else ""
 
+    def set_scan(self, scan: ScanTable | None) -> None:
+        """Have the series that start from now on walk over another grid."""
+        self._scan = scan
+
     def take(self, event: Event) -> Taken | None:
         """Judge an event; return the frame that it brought, if it may go on."""
         match event:

@@ -31,6 +31,7 @@ from daemon.flow.transport import (
     pack,
     read_in_worker,
 )
+from daemon.logs import configure_logging
 from grainwatch.config import ConfigError, parse_config
 from pipelines.frame import BadFrame, Failure, Frame, Pipeline
 
@@ -45,7 +46,9 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     faulthandler.enable()
-    logging.basicConfig(format="%(asctime)s worker %(process)d %(levelname)s: %(message)s")
+    # A closed terminal and a reload reach the group as well.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    configure_logging(f"worker {os.getpid()}")
     connection = Connection(tasks_fd)
     try:
         _serve(connection, ring_fd)

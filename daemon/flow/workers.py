@@ -6,6 +6,7 @@ again. Each worker has one task to compute and one that waits, so that it never 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import threading
@@ -100,6 +101,8 @@ class WorkersExecutor:
     """
 
     def __init__(self, config: Config, raw: bytes, where: str, quarantine: Quarantine) -> None:
+        self.config_hash = hashlib.sha256(raw).hexdigest()
+        self.progress = 0
         self._count = config.daemon.workers
         self._timeout_s = config.daemon.compute_timeout_s
         self._start_timeout_s = config.daemon.start_timeout_s
@@ -123,16 +126,23 @@ class WorkersExecutor:
         Raises
         ------
         ConfigError
-            If a worker says that it cannot start, or keeps dying before it is warm.
+            If a worker says that it cannot start, or keeps dying before it is warm; or if it was
+            closed meanwhile.
         """
         self._thread.start()
         with self._lock:
-            self._lock.wait_for(lambda: self._fatal or all(w.ready for w in self._workers))
-            fatal = self._fatal
+            self._lock.wait_for(lambda: self._fatal or self._closing or all(w.ready for w in self._workers))
+            fatal = self._fatal or ("it was stopped before the workers were warm" if self._closing else "")
         if fatal:
             self.close()
             raise ConfigError(fatal)
         self._started = True
+
+    @property
+    def patience_s(self) -> float:
+        """Return how long a worker may compute, or get ready where none is."""
+        computes = any(w.ready for w in self._workers)
+        return self._timeout_s if computes else max(self._timeout_s, self._start_timeout_s)
 
     def free(self) -> int:
         """Return how many more batches can be taken now without waiting."""
@@ -191,6 +201,7 @@ class WorkersExecutor:
             if any(w.ready for w in self._workers):
                 self._lock.wait_for(self._is_calm, CLOSE_S)
             self._closing = True
+            self._lock.notify_all()
         self._wake()
         self._thread.join()
         close(self._wake_r)
@@ -312,6 +323,7 @@ class WorkersExecutor:
             worker.child.kill()
             return
         with self._lock:
+            self.progress += 1
             match message:
                 case Ready():
                     worker.ready = True
@@ -342,6 +354,7 @@ class WorkersExecutor:
         if worker.verdict:
             how = worker.verdict
         with self._lock:
+            self.progress += 1
             tasks, worker.tasks = worker.tasks, deque()
             worker.child, worker.ready, worker.verdict = None, False, ""
             self._restarts += 1
