@@ -115,8 +115,8 @@ class Bundle:
             raise BundleError(f"{self.folder}: the bundle has no {name}; make it again") from None
 
 
-def load_bundle(folder: Path, kind: str) -> Bundle:
-    """Read a bundle and verify every file against the manifest.
+def load_bundle(folder: Path, kind: str = "") -> Bundle:
+    """Read a bundle and verify every file against the manifest; of any kind where none is asked for.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def load_bundle(folder: Path, kind: str) -> Bundle:
         raise BundleError(
             f"{folder / DESCRIPTION}: schema {description.schema!r}, this version reads {SCHEMA!r}"
         )
-    if description.kind != kind:
+    if kind and description.kind != kind:
         raise BundleError(f"{folder}: is a bundle of kind {description.kind!r}, expected {kind!r}")
     return Bundle(folder, description, hashlib.sha256(manifest).hexdigest(), files)
 
