@@ -6,17 +6,19 @@ A new simulator adds a command to `app` here, and its library entry beside its s
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy.typing as npt
 import typer
 import zmq
 
-from daemon.sources import dectris_v1_sim, dectris_v2_sim
+from daemon.sources import bluesky_sim, dectris_v1_sim, dectris_v2_sim
 from daemon.sources.detector_sim import Options, Simulator
 from grainwatch.config import ConfigError
 from pipelines.files import expand, read_images
@@ -137,6 +139,60 @@ def dectris_v2(
         )
 
     _run("dectris-v2", [*(frames or []), *(more_frames or [])], options, as_json=as_json)
+
+
+@app.command("bluesky")
+def bluesky(
+    more_frames: MoreFrames = None,
+    frames: Frames = None,
+    bind: Annotated[
+        str | None, typer.Option(help="Play the proxy: where to publish. [tcp://127.0.0.1:5578]")
+    ] = None,
+    connect: Annotated[str | None, typer.Option(help="Publish to a proxy (its in port is 5577).")] = None,
+    scan: Annotated[str, typer.Option(help="Points of the raster scan, x first: 41x31.")] = "5x4",
+    step_um: Annotated[float, typer.Option(help="Distance of the points.")] = 1.0,
+    snake: Annotated[bool, typer.Option(help="Every second line runs backwards.")] = False,
+    rate: Rate = 20.0,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Write the frames to an HDF5 file there. [frames lie in the events]"),
+    ] = None,
+    encoding: Annotated[str, typer.Option(help="msgpack or json.")] = "msgpack",
+    prefix: Annotated[str, typer.Option(help="Prefix of the messages.")] = "",
+    linger: Linger = 30.0,
+    wait: Wait = None,
+    as_json: AsJson = False,
+) -> None:
+    """Publish the documents of a raster scan as a Bluesky RunEngine does, files in place of the detector."""
+    address = _address("bluesky", bind, connect, "tcp://127.0.0.1:5578")
+    if not re.fullmatch("[0-9]{1,6}(x[0-9]{1,6}){0,2}", scan):
+        raise ConfigError(f"simulate bluesky: --scan: expected points such as 41x31, got {scan!r}")
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(f"simulate bluesky: --folder: {folder} is not a folder")
+    stopping = _stop_flag()
+    try:
+        options = bluesky_sim.Options(
+            address=address,
+            bind=connect is None,
+            shape=tuple(int(n) for n in scan.split("x")),
+            step_um=step_um,
+            snake=snake,
+            rate_hz=rate,
+            encoding=bluesky_sim.checked_encoding(encoding),
+            folder=folder,
+            prefix=prefix,
+            peer_timeout_s=wait,
+            linger_s=linger,
+        )
+        images = list(_pixels(expand([*(frames or []), *(more_frames or [])])))
+        simulator = bluesky_sim.Simulator(images, options, stop=lambda: bool(stopping))
+    except (ValueError, BadFrame) as error:
+        raise ConfigError(f"simulate bluesky: {error}") from error
+    print(f"{len(images)} frames; documents on {simulator.address}", file=sys.stderr, flush=True)
+    report = simulator.run()
+    print(json.dumps(asdict(report)) if as_json else str(report), flush=True)
+    if not report.complete:
+        raise typer.Exit(1)
 
 
 def _address(name: str, bind: str | None, connect: str | None, own: str) -> str:
