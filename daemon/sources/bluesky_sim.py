@@ -283,8 +283,9 @@ def checked_encoding(name: str) -> Encoding:
     ValueError
         If there is none.
     """
-    if name == "msgpack" or name == "json":
-        return name
+    known: dict[str, Encoding] = {"msgpack": "msgpack", "json": "json"}
+    if name in known:
+        return known[name]
     raise ValueError(f"encoding: expected msgpack or json, got {name!r}")
 
 
