@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +13,18 @@ import numpy as np
 import torch
 
 from grainwatch import __version__
-from offline_training.laue.domain import GeometryRange, PatternRange
+from offline_training.laue.domain import PatternRange
 from offline_training.laue.evaluation import fit_calibration, logits_of, probabilities_of
 from offline_training.laue.export import data_fingerprint, domain_of, export_bundle
 from offline_training.laue.figures import choose_threshold, measure
-from offline_training.laue.networks import RECIPES
+from offline_training.laue.networks import Tuning, recipe_of
+from offline_training.laue.preparation import HELD_OUT, prepare
 from offline_training.laue.simulator import PatternSimulator
-from offline_training.laue.training import Progress, TrainingSettings, train
-from pipelines.laue.classes import choose_classes
-from pipelines.laue.crystal import load_material
+from offline_training.laue.training import Progress, TrainingSettings, train, use_cores
 from pipelines.laue.features import FeatureMaker
-from pipelines.laue.lauetools_files import read_det
-from pipelines.laue.reflections import build_reflections
-
-HELD_OUT = PatternRange(
-    crystals=(5, 5), noise_px=(0.2, 0.2), missing=(0.2, 0.2), spurious=(0.1, 0.1), log_volume=0.0, strain=0.0
-)
-"""Conditions that the figures of a bundle are stated for."""
 
 CHECKPOINT = "checkpoint.pt"
 
-_BATCH = 1024
-_CLASS_PATTERNS = 300
 _JUDGED_PATTERNS = 100
 _MAX_FITTED, _MAX_JUDGED = 20000, 30000
 _CALIBRATION_SEED, _HELD_OUT_SEED = 1_000_001, 2_000_003
@@ -54,6 +45,7 @@ class BundleRequest:
     coverage: float = 0.86
     energy_keV: tuple[float, float] = (5.0, 22.0)
     seed: int = 0
+    tuning: Tuning = field(default_factory=Tuning)
 
 
 def make_bundle(
@@ -73,25 +65,24 @@ def make_bundle(
     TrainingError
         If the loss is no number, or `out` holds the checkpoint of another training.
     """
-    if not 1 <= request.spots_each <= _BATCH:
-        raise ValueError(f"spots_each {request.spots_each}: expected 1 to {_BATCH}")
     settings = TrainingSettings(
-        request.recipe, request.steps, _BATCH // request.spots_each, request.spots_each, request.seed
+        request.recipe, request.steps, request.spots_each, request.seed, request.tuning
     )
-    torch.set_num_threads(max(cores, 1))
-    nominal = read_det(request.geometry).calibration
-    reflections = build_reflections(load_material(request.material), request.energy_keV)
-    geometry, patterns = GeometryRange(), PatternRange()
-    rng = np.random.default_rng((request.seed, 7))
-    classes = choose_classes(
-        reflections, [geometry.draw(nominal, rng) for _ in range(_CLASS_PATTERNS)], rng, request.coverage
+    begin = time.monotonic()
+    use_cores(cores)
+    prepared = prepare(
+        request.material, request.geometry, request.energy_keV, coverage=request.coverage, seed=request.seed
     )
+    reflections, classes = prepared.reflections, prepared.classes
+    nominal, geometry = prepared.nominal, prepared.geometry
+    patterns = PatternRange()
 
     def simulator(of: PatternRange, seed: int) -> PatternSimulator:
         return PatternSimulator(reflections, classes, nominal, geometry, of, seed)
 
     fingerprint = data_fingerprint(reflections, classes, nominal, geometry, patterns, request.seed)
     out.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
     network, done, seconds = train(
         simulator(patterns, request.seed),
         len(classes),
@@ -101,8 +92,9 @@ def make_bundle(
         budget_s,
         report,
     )
+    trained = time.monotonic()
 
-    spec = RECIPES[request.recipe].features
+    spec = recipe_of(request.recipe, request.tuning).features
     maker = FeatureMaker(spec)
     x, y = _sample(simulator(HELD_OUT, _CALIBRATION_SEED), maker, _MAX_FITTED)
     logits = logits_of(network, x)
@@ -116,6 +108,13 @@ def make_bundle(
         "baseline": "majority_accuracy: every spot is given the most frequent class",
         "coverage_on_detector": classes.coverage,
         "classes": len(classes),
+        # From the first simulated pattern to the figures above; an interruption does not count.
+        "time": {
+            "total_s": round(seconds + started - begin + time.monotonic() - trained, 1),
+            "training_s": round(seconds, 1),
+            "patterns_per_s": round(done * settings.patterns / max(seconds, 1e-9), 1),
+            "cores": cores,
+        },
     }
     export_bundle(
         out,
@@ -126,7 +125,7 @@ def make_bundle(
         classes,
         x,
         domain=domain_of(reflections, nominal, geometry, patterns),
-        training=asdict(settings)
+        training=settings.as_dict()
         | {
             "steps_done": done,
             "data_sha256": fingerprint,

@@ -67,7 +67,17 @@ class PatternSimulator:
         geometry: GeometryRange | None = None,
         patterns: PatternRange | None = None,
         seed: int = 0,
+        orientations: FloatArray | None = None,
     ) -> None:
+        """Prepare the tables.
+
+        Parameters
+        ----------
+        reflections, classes, nominal, geometry, patterns, seed
+        orientations : (n, 3, 3) array, optional
+            The only rotations that crystals have; by default every crystal has one of its own.
+        """
+        self.orientations = orientations
         self.reflections = reflections
         self.nominal = nominal
         self.geometry = geometry or GeometryRange()
@@ -93,7 +103,11 @@ class PatternSimulator:
         p = self.patterns
         calibration = self.geometry.draw(self.nominal, rng)
         m = int(rng.integers(p.crystals[0], p.crystals[1] + 1))
-        turns = rotations.to_matrix(rotations.random_rotations(m, rng))
+        if self.orientations is None:
+            turns = rotations.to_matrix(rotations.random_rotations(m, rng))
+        else:
+            pool = len(self.orientations)
+            turns = self.orientations[rng.choice(pool, m, replace=m > pool)]
         strain = rng.normal(0.0, 1.0, (m, 3, 3)) * (p.strain * rng.uniform(0.0, 1.0, (m, 1, 1)))
         strain = 0.5 * (strain + strain.transpose(0, 2, 1))
         matrices = np.ascontiguousarray(turns @ (np.eye(3) - strain))

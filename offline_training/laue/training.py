@@ -9,27 +9,36 @@ from __future__ import annotations
 import math
 import os
 import queue
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
-from offline_training.laue.networks import RECIPES, Recipe
-from offline_training.laue.simulator import PatternSimulator
-from pipelines.laue.features import FeatureMaker
+from offline_training.laue.errors import DivergedError, Interrupted, TrainingError
+from offline_training.laue.networks import Recipe, Tuning, recipe_of
+from pipelines.laue.features import FeatureMaker, Features
 
 _CHECKPOINT_EVERY_S = 20.0
 _AHEAD = 4
 
 
-class TrainingError(Exception):
-    """Training cannot go on, and why."""
+class PatternSource(Protocol):
+    """Where batches come from: `PatternSimulator`, or a fixed set of patterns."""
+
+    def batch(
+        self, first: int, count: int, maker: FeatureMaker, spots_each: int = 0
+    ) -> tuple[Features, npt.NDArray[np.int32]]:
+        """Return features and classes of spots of patterns `first` ... `first + count − 1`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -41,31 +50,39 @@ class TrainingSettings:
     recipe : str
     steps : int
         Batches.
-    patterns : int
-        Patterns of a batch.
     spots_each : int
         Spots taken from each pattern.
     seed : int
+    tuning : Tuning
     """
 
     recipe: str = "residual"
     steps: int = 2000
-    patterns: int = 32
     spots_each: int = 32
     seed: int = 0
+    tuning: Tuning = field(default_factory=Tuning)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
-        if self.recipe not in RECIPES:
-            raise ValueError(f"recipe {self.recipe!r} is not known; known: {', '.join(RECIPES)}")
-        for name in ("steps", "patterns", "spots_each"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}: expected 1 or more")
+        if self.steps < 1:
+            raise ValueError(f"steps {self.steps}: expected 1 or more")
+        batch = recipe_of(self.recipe, self.tuning).batch
+        if not 1 <= self.spots_each <= batch:
+            raise ValueError(f"spots_each {self.spots_each}: expected 1 to {batch}, the spots of a batch")
+
+    @property
+    def patterns(self) -> int:
+        """Patterns of a batch."""
+        return recipe_of(self.recipe, self.tuning).batch // self.spots_each
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings by name; of the tuning, what is set."""
+        return asdict(self) | {"tuning": self.tuning.given()}
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training stands: smoothed loss and share of right classes in training."""
+    """Where a training stands: smoothed loss and share of right classes in training; time since the start."""
 
     step: int
     steps: int
@@ -73,10 +90,20 @@ class Progress:
     accuracy: float
     patterns_per_s: float
     seconds: float
+    left_s: float
+
+
+def use_cores(cores: int) -> None:
+    """Let training use so many cores: one makes patterns, the others run the network.
+
+    Threads beyond the cores that are free wait for each other by spinning: a training on two
+    cores with two threads for the network alone took ten times as long as with one.
+    """
+    torch.set_num_threads(max(cores - 1, 1))
 
 
 def train(
-    simulator: PatternSimulator,
+    source: PatternSource,
     n_classes: int,
     settings: TrainingSettings,
     checkpoint: Path,
@@ -88,7 +115,7 @@ def train(
 
     Parameters
     ----------
-    simulator : PatternSimulator
+    source : PatternSource
         Pattern numbers from 0 are trained on.
     n_classes : int
     settings : TrainingSettings
@@ -111,32 +138,36 @@ def train(
 
     Raises
     ------
+    DivergedError
+        If the loss is no number.
     TrainingError
-        If the loss is no number, or the checkpoint is of another training.
+        If the checkpoint is of another training.
+    Interrupted
+        After Ctrl-C or SIGTERM, at the end of the batch and with a checkpoint written.
     """
-    recipe = RECIPES[settings.recipe]
+    recipe = recipe_of(settings.recipe, settings.tuning)
     torch.manual_seed(settings.seed)
     network = recipe.make(recipe.features.width, n_classes)
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
-    identity = {**asdict(settings), "fingerprint": fingerprint, "classes": n_classes}
+    identity = {**settings.as_dict(), "fingerprint": fingerprint, "classes": n_classes}
     done, before = _resume(checkpoint, network, optimiser, identity)
     network.train()
     start = saved = time.monotonic()
     loss_mean, right_mean = math.nan, math.nan
     first = done
-    with _Batches(simulator, recipe, settings, done) as batches:
+    with _stop_asked() as stop, _Batches(source, recipe, settings, done) as batches:
         for features, labels in batches:
             _set_rate(optimiser, recipe, done, settings.steps)
             # Dropout of a step depends on the step alone, so that a resumed run is the same run.
             torch.manual_seed(settings.seed * 1_000_003 + done)
             loss, right = _step(network, optimiser, recipe, features, labels)
             if not math.isfinite(loss):
-                raise TrainingError(
+                raise DivergedError(
                     f"the loss is {loss} at step {done + 1} of {settings.steps}: training stopped, nothing"
                     f" was exported; the last good state is {checkpoint}. Start again with another --seed"
-                    " or a lower learning rate"
+                    f" or a lower --set learning_rate (it was {recipe.learning_rate:g})"
                 )
             done += 1
             mix = 1.0 / min(done - first, 50)
@@ -144,17 +175,43 @@ def train(
             right_mean = right if done - first == 1 else (1 - mix) * right_mean + mix * right
             now = time.monotonic()
             rate = (done - first) * settings.patterns / max(now - start, 1e-9)
-            report(Progress(done, settings.steps, loss_mean, right_mean, rate, now - start))
+            left = (settings.steps - done) * (now - start) / (done - first)
+            report(Progress(done, settings.steps, loss_mean, right_mean, rate, now - start, left))
             if now - saved > _CHECKPOINT_EVERY_S:
                 _save(checkpoint, network, optimiser, identity, done, before + now - start)
                 saved = now
-            if now - start > budget_s:
+            if stop.is_set() or now - start > budget_s:
                 break
     seconds = before + time.monotonic() - start
     if done > first:
         _save(checkpoint, network, optimiser, identity, done, seconds)
+    if stop.is_set() and done < settings.steps:
+        raise Interrupted(f"interrupted after step {done} of {settings.steps}, which {checkpoint} keeps")
     network.eval()
     return network, done, seconds if done > first else before
+
+
+@contextmanager
+def _stop_asked() -> Iterator[threading.Event]:
+    # A batch ends before the training does, so that a checkpoint is never half a step. A second
+    # Ctrl-C ends it at once. Signals belong to the main thread; elsewhere nobody asks.
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(number: int, _frame: object) -> None:
+        signal.signal(number, before[signal.Signals(number)])
+        asked.set()
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _step(
@@ -184,10 +241,8 @@ def _set_rate(optimiser: torch.optim.Optimizer, recipe: Recipe, step: int, steps
 class _Batches:
     """Batches from a thread of their own: the kernels release the interpreter lock."""
 
-    def __init__(
-        self, simulator: PatternSimulator, recipe: Recipe, settings: TrainingSettings, first: int
-    ) -> None:
-        self._simulator, self._settings, self._first = simulator, settings, first
+    def __init__(self, source: PatternSource, recipe: Recipe, settings: TrainingSettings, first: int) -> None:
+        self._source, self._settings, self._first = source, settings, first
         self._maker = FeatureMaker(recipe.features)
         self._ready: queue.Queue[tuple[torch.Tensor, torch.Tensor] | BaseException | None] = queue.Queue(
             _AHEAD
@@ -225,7 +280,7 @@ class _Batches:
             for step in range(self._first, s.steps):
                 if self._stop.is_set():
                     return
-                x, y = self._simulator.batch(step * s.patterns, s.patterns, self._maker, s.spots_each)
+                x, y = self._source.batch(step * s.patterns, s.patterns, self._maker, s.spots_each)
                 if len(y) > 1:
                     self._put((torch.from_numpy(x), torch.from_numpy(y.astype(np.int64))))
         except Exception as error:  # noqa: BLE001 - handed to the thread that trains, which raises it
@@ -249,7 +304,10 @@ def _save(
         "seconds": seconds,
     }
     part = path.with_suffix(".part")
-    torch.save(state, part)
+    with part.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(part, path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from testkit.laue import BAND_KEV, CALIBRATION, material
 torch = pytest.importorskip("torch", reason="torch is absent: pip install 'grainwatch[training]'")
 pytest.importorskip("onnxscript", reason="onnxscript is absent: pip install 'grainwatch[training]'")
 
-from offline_training.laue import networks, training  # noqa: E402
+from offline_training.laue import networks  # noqa: E402
 from offline_training.laue.bundles import BundleRequest, make_bundle  # noqa: E402
 from offline_training.laue.evaluation import fit_calibration, probabilities_of  # noqa: E402
+from offline_training.laue.errors import DivergedError, TrainingError  # noqa: E402
 from offline_training.laue.figures import choose_threshold, measure  # noqa: E402
+from offline_training.laue.networks import Tuning  # noqa: E402
 from offline_training.laue.simulator import PatternSimulator  # noqa: E402
-from offline_training.laue.training import TrainingError, TrainingSettings, train  # noqa: E402
+from offline_training.laue.training import TrainingSettings, train  # noqa: E402
 from pipelines.laue.classes import ClassList, choose_classes  # noqa: E402
 from pipelines.laue.lauetools_files import write_det  # noqa: E402
 from pipelines.laue.proposals import SpotClassifier  # noqa: E402
@@ -34,7 +37,7 @@ def _made() -> tuple[PatternSimulator, ClassList]:
 
 
 def _settings(steps: int, recipe: str = "residual") -> TrainingSettings:
-    return TrainingSettings(recipe, steps, patterns=4, spots_each=32)
+    return TrainingSettings(recipe, steps, spots_each=32, tuning=Tuning(batch=128))
 
 
 @pytest.mark.parametrize("recipe", ["residual", "lauenn-2022", "lauenn-2022-cnn"])
@@ -80,9 +83,8 @@ def test_a_loss_that_is_no_number_stops_with_a_message(
 ) -> None:
     simulator, classes = _made()
     recipe = networks.RECIPES["residual"]
-    hot = networks.Recipe(recipe.features, recipe.make, learning_rate=1e30)
-    monkeypatch.setitem(training.RECIPES, "residual", hot)
-    with pytest.raises(TrainingError, match=r"the loss is nan at step .* nothing was exported"):
+    monkeypatch.setitem(networks.RECIPES, "residual", replace(recipe, learning_rate=1e30))
+    with pytest.raises(DivergedError, match=r"the loss is nan at step .* nothing was exported"):
         train(simulator, len(classes), _settings(20), tmp_path / "c.pt")
 
 
@@ -126,5 +128,5 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="recipe 'magic' is not known; known: residual"):
         TrainingSettings("magic")
     write_det(tmp_path / "cal.det", CALIBRATION)
-    with pytest.raises(ValueError, match="spots_each 5000: expected 1 to 1024"):
+    with pytest.raises(ValueError, match="spots_each 5000: expected 1 to 1024, the spots of a batch"):
         make_bundle(BundleRequest("Cu", str(tmp_path / "cal.det"), spots_each=5000), tmp_path / "b", "")
