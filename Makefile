@@ -59,8 +59,8 @@ faults: $(DEV_STAMP) warm ## kill parts of a running daemon at random for minute
 soak: $(DEV_STAMP) warm ## run a daemon for minutes, watch its memory and its accounts
 	@$(BIN)/python -m tests.system.soak $(ARGS)
 
-fuzz: $(DEV_STAMP) ## feed broken detector messages to the decoder
-	@$(BIN)/python -m tests.wire.fuzz_decoder $(ARGS)
+fuzz: $(DEV_STAMP) ## feed 100,000 broken messages to the decoders and parsers
+	@$(BIN)/python -m tests.wire.fuzz $(ARGS)
 
 client-wheel: $(DEV_STAMP) ## build the wheel that other programs install, into dist/
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist deploy/client-wheel

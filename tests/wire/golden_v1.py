@@ -142,7 +142,7 @@ def corpus() -> list[list[bytes]]:
     """Messages of every kind and encoding, to start a fuzzer from."""
     messages = [header("none"), header("basic"), header("all"), header("basic", b"note"), end()]
     messages.append(header("all", js(run="a", sample={"name": "Cu"})))
-    big = np.random.default_rng(5).poisson(0.3, (61, 67))
+    big = np.random.default_rng(5).poisson(0.3, (61, 68))
     for packing in ("", "lz4", "bs8-lz4", "bs16-lz4", "bs32-lz4"):
         for order in "<>":
             messages += [image(4, PIXELS.astype(kind), packing + order) for kind in TYPES]

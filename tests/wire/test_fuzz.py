@@ -1,7 +1,8 @@
-"""The decoder answers every message with events, whatever is in it."""
+"""Every decoder answers every message with events, whatever is in it."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import cbor2
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 
 from daemon.sources.base import Arrival, Bad, SeriesEnd, SeriesStart
 from daemon.sources.dectris_v2_codec import decode_message
-from tests.wire import fuzz_decoder, golden
+from tests.wire import fuzz, fuzz_dectris_v1, fuzz_dectris_v2, golden
 
-# Three seeds of 2,000 in all; `make fuzz` runs more.
-SEEDS = {1: 700, 2: 700, 3: 600}
+# Messages to each decoder; `make fuzz` runs 100,000.
+MESSAGES_EACH = 1000
+CASES = fuzz.cases()
 
 TAGS = [0, 1, 2, 4, 25, 28, 29, 30, 35, 40, 64, 65, 69, 70, 76, 83, 86, 258, 1040, 43000, 55799, 56500, 9999]
 SCALARS = (
@@ -61,13 +63,35 @@ MESSAGES = st.fixed_dictionaries(
 )
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_mutated_messages(seed: int) -> None:
-    outcome = fuzz_decoder.run(SEEDS[seed], seed)
-    # The fuzzer reaches both the map and the pixels, or it proves nothing.
-    assert outcome.counts["Bad"] > 100
-    assert outcome.counts["Arrival"] > 50
-    assert outcome.counts["Arrival of pixels that do not decode"] > 20
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_broken_messages(case: fuzz.Case, seed: int) -> None:
+    outcome = fuzz.run(MESSAGES_EACH, seed, [case])[case.name]
+    assert outcome.counts.total() >= MESSAGES_EACH
+
+
+def test_the_fuzzer_reaches_the_pixels() -> None:
+    """Or it proves nothing of the decompressors."""
+    for case in (fuzz_dectris_v1.CASE, fuzz_dectris_v2.CASE):
+        counts = fuzz.run(700, 3, [case])[case.name].counts
+        assert counts["Bad"] > 100, case.name
+        assert counts["Arrival"] > 50, case.name
+        assert counts["Arrival of pixels that do not decode"] > 10, case.name
+
+
+def test_the_long_form_runs_all_of_them() -> None:
+    assert {"DECTRIS Stream V1", "DECTRIS Stream V2"} <= {case.name for case in CASES}
+    outcomes = fuzz.run(4 * len(CASES), 5)
+    assert all(outcome.counts.total() >= 4 for outcome in outcomes.values())
+
+
+def test_a_crash_is_told_with_its_message() -> None:
+    def check(parts: list[bytes], outcome: fuzz.Outcome) -> None:
+        assert parts != [b"bad"], "the decoder broke down"
+
+    case = fuzz.Case("itself", lambda: [[b"good"]], lambda parts, others, rng: [b"bad"], check)
+    with pytest.raises(AssertionError, match=f"seed 9, message 0, itself: .*broke down.*: {b'bad'.hex()}"):
+        fuzz.run(1, 9, [case])
 
 
 @settings(max_examples=300, deadline=None)
@@ -84,4 +108,38 @@ def test_any_bytes(message: bytes) -> None:
 @settings(max_examples=500, deadline=None)
 @given(MESSAGES)
 def test_any_map(fields: dict[str, Any]) -> None:
-    fuzz_decoder.check(cbor2.dumps(fields), fuzz_decoder.Outcome())
+    fuzz_dectris_v2.check([cbor2.dumps(fields)], fuzz.Outcome())
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just([5, 3]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+HTYPES = ["dheader-1.0", "dimage-1.0", "dimage_d-1.0", "dconfig-1.0", "dseries_end-1.0"]
+PARTS = st.lists(
+    st.binary(max_size=40)
+    | st.fixed_dictionaries(
+        {
+            "htype": st.sampled_from(["dheader-1.0", "dimage-1.0", "dimage_d-1.0", "dconfig-1.0"])
+            | JSON_VALUES
+        },
+        optional={
+            "series": st.just(1) | JSON_VALUES,
+            "frame": st.just(2) | JSON_VALUES,
+            "header_detail": st.sampled_from(["none", "basic", "all"]) | JSON_VALUES,
+            "shape": st.just([5, 3]) | JSON_VALUES,
+            "type": st.sampled_from(["uint8", "uint16", "float32"]) | JSON_VALUES,
+            "encoding": st.sampled_from(["<", "lz4<", "bs16-lz4<"]) | JSON_VALUES,
+            "start_time": JSON_VALUES,
+            "nimages": JSON_VALUES,
+        },
+    ).map(lambda fields: json.dumps(fields).encode()),
+    max_size=6,
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(PARTS)
+def test_any_parts(parts: list[bytes]) -> None:
+    fuzz_dectris_v1.check(parts, fuzz.Outcome())

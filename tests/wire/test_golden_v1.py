@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -258,6 +259,15 @@ def test_a_bad_table_is_left_out(at: int, part: bytes, reason: str) -> None:
     start, complaints = started(parts)
     assert any(reason in complaint for complaint in complaints), complaints
     assert len(start.metadata) == len(g.CONFIG) + 2
+
+
+def test_many_keys_are_no_trap() -> None:
+    """A part of the largest size, with nothing but keys, the last one twice."""
+    keys = [f'"{k}":0' for k in range(80_000)]
+    began = time.monotonic()
+    _, complaints = started([g.header()[0], ("{" + ",".join([*keys, keys[-1]]) + "}").encode()])
+    assert "'79999' twice" in complaints[0]
+    assert time.monotonic() - began < 5
 
 
 def test_not_a_number_is_nothing() -> None:
