@@ -172,10 +172,13 @@ class LaueAnalysis:
             for phase in named:
                 reason = domain.mismatch(phase.material, self.calibration, self.settings.energy_keV)
                 if reason is None:
-                    chosen[self.phases.index(phase)] = Proposer(
-                        classifier, phase.scene.reflections, phase.angles
-                    )
-                    break
+                    try:
+                        proposer = Proposer(classifier, phase.scene.reflections, phase.angles)
+                    except ValueError as error:  # a cell at the edge of the domain loses a class
+                        reason = str(error)
+                    else:
+                        chosen[self.phases.index(phase)] = proposer
+                        break
                 reasons.append(reason)
             else:
                 self.mismatches.append(f"bundle {classifier.model.name}: {'; '.join(reasons)}")

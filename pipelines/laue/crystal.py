@@ -7,6 +7,7 @@ rotation between them. Reciprocal vectors are in 1/angstrom without 2 pi.
 
 from __future__ import annotations
 
+import difflib
 import math
 import tomllib
 from collections.abc import Iterable
@@ -313,11 +314,21 @@ def load_material(name_or_cif: str | Path) -> Material:
         return _from_cif(path)
     if path.suffix.lower() == ".cif":
         raise FileNotFoundError(f"{path}: no such CIF")
-    meant = did_you_mean(name, material_names())
+    meant = _meant(name)
     raise ValueError(
         f"material {name!r} is neither built in nor the path of a CIF{meant}"
         f"{'' if meant else ';'} built in: {', '.join(material_names())}"
     )
+
+
+def _meant(name: str) -> str:
+    """Return ": did you mean Cu?" for "cu" and "copper", "" where nothing is like it."""
+    if like := did_you_mean(name, material_names()):
+        return like
+    called = {alias.lower(): known for known, entry in _table().items() for alias in entry["called"]}
+    # Names of metals are much alike: more has to agree than for a symbol.
+    aliases = difflib.get_close_matches(name.lower(), called, n=1, cutoff=0.8)
+    return f": did you mean {called[aliases[0]]}?" if aliases else ""
 
 
 @cache

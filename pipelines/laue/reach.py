@@ -32,7 +32,7 @@ def check_reach(
         if most >= least:
             return
     low, high = reflections.energy_keV
-    shown = f"at most {most} spots" if most else "no spot"
+    shown = f"at most {most} spot{'s' if most > 1 else ''}" if most else "no spot"
     raise ValueError(
         f"{reflections.material.name} puts {shown} on the detector between {low:g} and {high:g} keV,"
         f" a crystal needs {least}: check energy band, calibration and mask"

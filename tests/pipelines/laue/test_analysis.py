@@ -28,7 +28,7 @@ from pipelines import rotations
 from pipelines.frame import BadFrame, Failure, Frame, PlainImage, StreamContext
 from pipelines.laue.analysis import LaueAnalysis, LaueSettings, calibration_hash, read_mask
 from pipelines.laue.forward import random_positions, simulate_spots
-from pipelines.laue.geometry import Calibration, beams_of
+from pipelines.laue.geometry import Calibration, DetectorArea, beams_of
 from pipelines.laue.indexing.parameters import IndexingParameters
 from pipelines.laue.indexing.refine import decompose
 from pipelines.laue.lauetools_files import write_det
@@ -231,8 +231,25 @@ def test_settings_that_cannot_be_are_refused(change: dict[str, object], complain
 
 
 def test_a_band_in_which_nothing_reflects_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"Cu reflects nothing in 0\.5-1\.0 keV"):
+    with pytest.raises(ValueError, match=r"Cu reflects nothing in 0\.5-1 keV .*: check the"):
         LaueAnalysis([material("Cu")], CALIBRATION, settings=LaueSettings(energy_keV=(0.5, 1.0)))
+
+
+@pytest.mark.parametrize(
+    ("band", "shown"), [((5.0, 5.05), "no spot|at most 1 spot"), ((5.0, 6.0), "at most [234] spots")]
+)
+def test_a_band_in_which_too_few_spots_reach_the_detector_is_refused(
+    band: tuple[float, float], shown: str
+) -> None:
+    words = rf"Cu puts ({shown}) on the detector between .* keV, a crystal needs 5: check energy band"
+    with pytest.raises(ValueError, match=words):
+        LaueAnalysis([material("Cu")], CALIBRATION, settings=LaueSettings(energy_keV=band))
+
+
+def test_a_detector_that_is_masked_altogether_is_refused() -> None:
+    nothing = DetectorArea.of(CALIBRATION, np.ones(CALIBRATION.shape, dtype=bool))
+    with pytest.raises(ValueError, match=r"Cu puts no spot on the detector .* calibration and mask"):
+        LaueAnalysis([material("Cu")], CALIBRATION, nothing)
 
 
 def test_calibrations_that_differ_have_other_hashes() -> None:

@@ -87,8 +87,38 @@ def test_what_cannot_be_is_refused() -> None:
         choose_classes(listed, [CALIBRATION] * 10, np.random.default_rng(0), 0.9, max_classes=5)
     with pytest.raises(ValueError, match="expected between 0 and 1"):
         choose_classes(listed, [CALIBRATION], np.random.default_rng(0), 1.5)
+    faint = build_reflections(material("Cu"), (5.0, 5.3))
+    with pytest.raises(
+        ValueError, match=r"Cu puts .* spots on the detector between 5 and 5.3 keV, at least 5"
+    ):
+        choose_classes(faint, [CALIBRATION] * 10, np.random.default_rng(0), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "complaint"),
+    [
+        ({"other": np.zeros(3)}, "expected the arrays hkl and share, found"),
+        ({"hkl": np.zeros((0, 3), int), "share": np.zeros(0)}, "do not fit"),
+        ({"hkl": np.ones((2, 3), int), "share": np.zeros(3)}, "do not fit"),
+        ({"hkl": np.ones((1, 3)), "share": np.ones(1)}, "no whole numbers"),
+        ({"hkl": np.array([[1, 1, 70000]]), "share": np.ones(1)}, "no whole numbers up to 1000"),
+        ({"hkl": np.array([[2, 2, 0]]), "share": np.ones(1)}, "not all coprime and different"),
+        ({"hkl": np.zeros((1, 3), int), "share": np.ones(1)}, "not all coprime and different"),
+        ({"hkl": np.ones((2, 3), int), "share": np.ones(2) / 2}, "not all coprime and different"),
+        ({"hkl": np.ones((1, 3), int), "share": np.array([np.nan])}, "shares are not between 0 and 1"),
+        ({"hkl": np.ones((1, 3), int), "share": np.array([-0.1])}, "shares are not between 0 and 1"),
+        ({"hkl": np.array([[1, 1, None]], dtype=object), "share": np.ones(1)}, "allow_pickle"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(arrays: dict[str, np.ndarray], complaint: str) -> None:
     file = io.BytesIO()
-    np.savez(file, other=np.zeros(3))
+    np.savez(file, allow_pickle=True, **arrays)
     file.seek(0)
-    with pytest.raises(ValueError, match="expected the arrays hkl and share"):
+    with pytest.raises(ValueError, match=f"class list: .*{complaint}"):
         ClassList.load(file)
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 truncated"])
+def test_a_file_that_is_no_archive_is_refused(content: bytes) -> None:
+    with pytest.raises(ValueError, match="class list: "):
+        ClassList.load(io.BytesIO(content))

@@ -287,6 +287,24 @@ def test_unknown_names_list_the_known_ones(tmp_path: Path) -> None:
         load_material(tmp_path / "absent.cif")
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("cu", "Cu"),
+        ("copper", "Cu"),
+        ("Germanum", "Ge"),
+        ("Sapphire", "Al2O3"),
+        ("ZrO", "ZrO2"),
+        ("gan", "GaN"),
+    ],
+)
+def test_what_people_type_instead_is_understood(typed: str, meant: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"built in nor the path of a CIF: did you mean {meant}\? built in: Al"
+    ):
+        load_material(typed)
+
+
 def test_all_promised_materials_are_there() -> None:
     promised = ["Cu", "Al", "Ni", "Fe", "W", "Si", "Ge", "CdTe"]
     promised += ["GaN", "ZnO", "Ti", "Mg", "Zr", "ZrO2", "Al2O3"]
