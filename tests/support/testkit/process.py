@@ -78,6 +78,7 @@ path = "{self.results_path}"
 """
         )
         self.process: subprocess.Popen[bytes] | None = None
+        self.environment: dict[str, str] = {}  # what it has more than this process
 
     def __enter__(self) -> Self:
         return self
@@ -97,7 +98,7 @@ path = "{self.results_path}"
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "grainwatch", "run", str(self.config_path), *options],
-                env=environment(),
+                env={**environment(), **self.environment},
                 stderr=log,
                 cwd=self.folder,
             )

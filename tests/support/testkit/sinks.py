@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
+from daemon.flow.dispatcher import Dispatcher
 from daemon.sinks.base import Published, SeriesClosed, SeriesOpened, SinkContext, SinkEvent
 from grainwatch.config import ConfigError, EdgeTable, Table
 from grainwatch.messages import Health, LaueResult
@@ -15,6 +18,7 @@ class Config(Table, frozen=True, kw_only=True):
     path: str
     sleep_s: float = 0.0
     raise_on: int = -1
+    hang_dispatcher_at: int = -1  # frame
     edge: EdgeTable = EdgeTable()
 
 
@@ -32,6 +36,9 @@ class LinesSink:
                 time.sleep(self.config.sleep_s)
                 file.write(json.dumps(self.line(event)) + "\n")
                 file.flush()
+        frames = [e.message.key.frame for e in events if isinstance(getattr(e, "message", None), LaueResult)]
+        if self.config.hang_dispatcher_at in frames:
+            hang_dispatcher()
         if any(isinstance(e, Published) and e.message.seq == self.config.raise_on for e in events):
             raise OSError("the disk is full, it says")
 
@@ -57,6 +64,13 @@ class LinesSink:
 
     def close(self) -> None:
         pass
+
+
+def hang_dispatcher() -> None:
+    """Have the dispatcher of this process wait for a batch that never comes back."""
+    (dispatcher,) = [o for o in gc.get_objects() if isinstance(o, Dispatcher)]
+    dispatcher._finished.put((None, None, [], Future()))
+    dispatcher._wake.set()
 
 
 def open_sink(config: Config, context: SinkContext) -> LinesSink:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import struct
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +18,14 @@ from grainwatch.messages import AnyMessage, ArrayData, LaueResult, ModelInfo, Pr
 from pipelines.frame import BadFrame, Failure, Frame, StreamContext
 
 # Values of pixel [0, 0].
-WELL, KILL, SEGFAULT, EXIT, HANG, RAISE, BAD, KILL_ONCE = range(8)
+WELL, KILL, SEGFAULT, EXIT, HANG, RAISE, BAD, KILL_ONCE, HALF_ANSWER = range(9)
 
 
 class Config(Table, frozen=True, kw_only=True):
     sleep_s: float = 0.0
+    warm_s: float = 0.0
+    offset: int = 0
+    hang_at: int = -1  # the map hangs at the frame of this number
     scratch: str = ""
     batch: int = 1
     broken: str = ""
@@ -38,6 +43,7 @@ class SlowPipeline:
             os._exit(9)
         if self.config.broken == "slow":
             time.sleep(60)
+        time.sleep(self.config.warm_s)
 
     def process(self, frames: Sequence[Frame]) -> list[AnyMessage | Failure]:
         return [self.one(frame) for frame in frames]
@@ -54,7 +60,7 @@ class SlowPipeline:
         return LaueResult(
             key=frame.key,
             provenance=Provenance(ModelInfo("slow", "1"), config_hash=self.context.config_hash),
-            n_peaks=int(pixels.sum(dtype=np.int64)),
+            n_peaks=int(pixels.sum(dtype=np.int64)) + self.config.offset,
             peaks=ArrayData.of(np.zeros((0, 4)), "<f4"),
             flags=(f"pid-{os.getpid()}",),
         )
@@ -69,6 +75,10 @@ class SlowPipeline:
         if code == HANG:
             # Holds the interpreter lock, as a stuck C extension does.
             ctypes.PyDLL(None).sleep(600)
+        if code == HALF_ANSWER:
+            # The head of an answer that never comes: whoever began to read it waits for ever.
+            os.write(int(sys.argv[1]), struct.pack("!i", 1000))
+            time.sleep(600)
         if code == RAISE:
             raise RuntimeError("the frame says so")
         if code == KILL_ONCE:
@@ -84,3 +94,23 @@ def build(config: Config, context: StreamContext) -> SlowPipeline:
 
         raise ConfigError(f"streams.{context.stream}.pipeline.broken: it says it is")
     return SlowPipeline(config, context)
+
+
+class HangingMap:
+    """Hangs at a frame."""
+
+    def __init__(self, frame: int) -> None:
+        self.frame = frame
+
+    def add(self, result: AnyMessage) -> Sequence[AnyMessage]:
+        assert isinstance(result, LaueResult)
+        if result.key.frame == self.frame:
+            time.sleep(600)
+        return ()
+
+    def finish(self) -> Sequence[AnyMessage]:
+        return ()
+
+
+def aggregator(config: Config, context: StreamContext, series_uid: str) -> HangingMap | None:
+    return HangingMap(config.hang_at) if config.hang_at >= 0 else None
