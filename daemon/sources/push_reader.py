@@ -1,61 +1,33 @@
 """Files that came over a network are decoded in a process of their own.
 
 A file is somebody else's bytes, and readers of image formats are written for files of one's own. In
-the child memory and time are bounded, and what crashes there costs one frame. Formats are told by
-their first bytes, not by names, and only those that refer to no other files are taken.
+the child memory and time are bounded, and what crashes there costs one frame.
 """
 
 from __future__ import annotations
 
-import bz2
-import logging
 import os
-import resource
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-import zlib
-from collections.abc import Generator
-from itertools import islice
+from collections.abc import Generator, Iterator
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import numpy as np
 
 from daemon.sources.base import Idle
+from daemon.sources.push_decoder import READY, Reply, Request
 from pipelines.frame import BadFrame
 from pipelines.images import EncodedImage
 
 _SLICE_S: Final = 0.1
-_CHUNK: Final = 1 << 20
-#: A file has a header beside its pixels, and may store them in a larger type than it says.
-_UNPACKED_SLACK: Final = 16 << 20
 _MEMORY_SLACK: Final = 512 << 20
-#: The signature of HDF5 may stand at these offsets (and further powers of two, behind larger user blocks).
-_HDF5: Final = b"\x89HDF\r\n\x1a\n"
-_EXTENSIONS: Final = {"tiff": ".tif", "edf": ".edf", "cbf": ".cbf", "npy": ".npy"}
-
-
-class Request(msgspec.Struct, frozen=True):
-    """A file to decode; its bytes follow."""
-
-    name: str
-    formats: tuple[str, ...]
-    max_image_bytes: int
-
-
-class Reply(msgspec.Struct, frozen=True):
-    """The image, whose pixels follow; or the reason why there is none."""
-
-    reason: str = ""
-    dtype: str = ""
-    shape: tuple[int, int] = (0, 0)
-    metadata: dict[str, Any] = {}
+#: The process loads what it needs in a second, but the machine may be busy.
+_START_S: Final = 120.0
 
 
 class FileReader:
@@ -78,6 +50,7 @@ class FileReader:
         self._memory = 2 * max_file_bytes + 4 * max_image_bytes + _MEMORY_SLACK
         self._timeout_s = timeout_s
         self._folder = ""
+        self._ready = False
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._start()
@@ -102,17 +75,17 @@ class FileReader:
         self._bury()
 
     def _ask(self, name: str, data: memoryview) -> Generator[Idle, None, tuple[EncodedImage, dict[str, Any]]]:
+        if self._process is not None and self._process.poll() is not None:
+            self._bury()  # it died between two files: of none of them
+            self._start()
         connection = self._connection
         assert connection is not None
-        deadline = time.monotonic() + self._timeout_s
+        if not self._ready:
+            yield from self._wait(connection, name, _START_S)
+            self._ready = connection.recv_bytes() == READY
         connection.send_bytes(msgspec.msgpack.encode(Request(name, self._formats, self._max_image_bytes)))
         connection.send_bytes(data)
-        while not connection.poll(_SLICE_S):
-            if time.monotonic() > deadline:
-                self._bury()
-                self._start()
-                raise BadFrame(f"{name}: could not be read in {self._timeout_s:g} s")
-            yield Idle()
+        yield from self._wait(connection, name, self._timeout_s)
         reply = msgspec.msgpack.decode(connection.recv_bytes(), type=Reply)
         if reply.reason:
             raise BadFrame(reply.reason)
@@ -120,12 +93,22 @@ class FileReader:
         image = EncodedImage(pixels, reply.shape, reply.dtype, max_bytes=self._max_image_bytes)
         return image, reply.metadata
 
+    def _wait(self, connection: Connection, name: str, timeout_s: float) -> Iterator[Idle]:
+        deadline = time.monotonic() + timeout_s
+        while not connection.poll(_SLICE_S):
+            if time.monotonic() > deadline:
+                self._bury()
+                self._start()
+                raise BadFrame(f"{name}: could not be read in {timeout_s:g} s")
+            yield Idle()
+
     def _start(self) -> None:
+        self._ready = False
         self._folder = tempfile.mkdtemp(prefix="grainwatch-push-")
         ours, theirs = socket.socketpair()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "daemon.sources.push_reader"]
+                [sys.executable, "-P", "-m", "daemon.sources.push_decoder"]
                 + [str(argument) for argument in (theirs.fileno(), self._folder, self._memory)],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -152,150 +135,3 @@ class FileReader:
         self._process = None
         shutil.rmtree(self._folder, ignore_errors=True)
         return f"signal {-code}" if code < 0 else f"exit status {code}"
-
-
-# In the child.
-
-
-def main() -> None:
-    """Decode what comes until nobody is there."""
-    connection = Connection(int(sys.argv[1]))
-    folder = Path(sys.argv[2])
-    logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
-    import pipelines.files  # noqa: F401  what it maps counts before the limit is set
-
-    _limit_memory(int(sys.argv[3]))
-    try:
-        while True:
-            request = msgspec.msgpack.decode(connection.recv_bytes(), type=Request)
-            _answer(connection, request, connection.recv_bytes(), folder)
-    except (EOFError, OSError, KeyboardInterrupt):
-        pass  # the daemon is gone, or goes
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _limit_memory(more: int) -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * os.sysconf("SC_PAGE_SIZE") + more
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-
-def _answer(connection: Connection, request: Request, data: bytes, folder: Path) -> None:
-    try:
-        pixels, metadata = decode(request, data, folder)
-    except BadFrame as error:
-        connection.send_bytes(msgspec.msgpack.encode(Reply(reason=str(error)[:1500])))
-    except MemoryError:
-        reason = f"{request.name}: cannot be read: it takes more memory than an image may"
-        connection.send_bytes(msgspec.msgpack.encode(Reply(reason=reason)))
-    else:
-        rows, columns = pixels.shape
-        connection.send_bytes(msgspec.msgpack.encode(Reply("", pixels.dtype.str, (rows, columns), metadata)))
-        connection.send_bytes(pixels.reshape(-1).view(np.uint8).data)
-
-
-def decode(request: Request, data: bytes, folder: Path) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
-    """Return the pixels (rows, columns), C order, and metadata of a file of one image.
-
-    Parameters
-    ----------
-    request : Request
-    data : bytes
-        The file, packed or not.
-    folder : Path
-        Empty; readers want files.
-
-    Raises
-    ------
-    BadFrame
-        As `FileReader.read`.
-    """
-    from pipelines.files import open_images
-
-    name = request.name
-    plain = unpacked(name, data, request.max_image_bytes + _UNPACKED_SLACK)
-    kind = format_of(plain)
-    if kind == "hdf5":
-        raise BadFrame(
-            f"{name}: is HDF5, which is not taken over a network because it may refer to other files;"
-            " copy it to the daemon's machine and read it there (source 'replay' or 'folder')"
-        )
-    if kind not in request.formats:
-        what = f"is {kind}" if kind else "is of no known image format"
-        raise BadFrame(f"{name}: {what}; taken over a network: {', '.join(request.formats)}")
-    path = folder / f"image{_EXTENSIONS[kind]}"
-    path.write_bytes(plain)
-    try:
-        images = list(islice(open_images(path), 2))
-    except BadFrame as error:
-        raise BadFrame(str(error).replace(str(path), name)) from error
-    finally:
-        path.unlink(missing_ok=True)
-    if len(images) != 1:
-        how_many = "several images" if images else "no image"
-        raise BadFrame(f"{name}: holds {how_many}, and a number stands for one")
-    (image,) = images
-    if image.pixels.nbytes > request.max_image_bytes:
-        raise BadFrame(
-            f"{name}: image of {image.pixels.nbytes} bytes, the limit is {request.max_image_bytes}"
-        )
-    return image.pixels, {k: v for k, v in image.metadata.items() if k != "file"}
-
-
-def format_of(data: bytes) -> str:
-    """Tell the format from the first bytes: one of those taken, "hdf5", or "" for others.
-
-    >>> format_of(b"MM."), format_of(b"###CBF: VERSION 1.5"), format_of(b"  {")
-    ('', 'cbf', 'edf')
-    """
-    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "tiff"
-    if data.startswith(b"###CBF"):
-        return "cbf"
-    if data.startswith(b"\x93NUMPY"):
-        return "npy"
-    if data[:8].lstrip().startswith(b"{"):
-        return "edf"
-    offset = 0
-    while offset < len(data):
-        if data[offset : offset + len(_HDF5)] == _HDF5:
-            return "hdf5"
-        offset = 2 * offset or 512
-    return ""
-
-
-def unpacked(name: str, data: bytes, limit: int) -> bytes:
-    """Return what a file packed by gzip or bzip2 holds, `data` itself if it is not packed.
-
-    Raises
-    ------
-    BadFrame
-        If it is damaged, or holds more than `limit` bytes.
-    """
-    if data[:2] == b"\x1f\x8b":
-        unpacker: Any = zlib.decompressobj(wbits=31)
-    elif data[:3] == b"BZh":
-        unpacker = bz2.BZ2Decompressor()
-    else:
-        return data
-    plain = bytearray()
-    rest = data
-    try:
-        while not unpacker.eof:
-            piece = unpacker.decompress(rest, _CHUNK)
-            rest = getattr(unpacker, "unconsumed_tail", b"")
-            plain += piece
-            if len(plain) > limit:
-                raise BadFrame(f"{name}: unpacks to more than {limit} bytes")
-            if not piece and not unpacker.eof and not rest:
-                raise BadFrame(f"{name}: cannot be unpacked, it is truncated")
-    except (zlib.error, OSError, ValueError, EOFError) as error:
-        if isinstance(error, BadFrame):
-            raise
-        raise BadFrame(f"{name}: cannot be unpacked, it is damaged: {error}") from error
-    return bytes(plain)
-
-
-if __name__ == "__main__":
-    main()
