@@ -77,7 +77,7 @@ def whole_numbers(text: str, option: str) -> tuple[int, ...]:
 
 
 class ProgressLine:
-    """Shows where a training stands: one line that is renewed on a terminal, now and then one in a log."""
+    """Shows where a training stands: one line, renewed on a terminal, now and then in a log."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
@@ -94,7 +94,8 @@ class ProgressLine:
         rate = "" if before else f"  {progress.patterns_per_s:.0f} patterns/s"
         line = (
             f"{before}step {progress.step}/{progress.steps}  loss {progress.loss:.3f}"
-            f"  right {progress.accuracy:.3f}{rate}  {duration(progress.seconds)}, {duration(progress.left_s)} left"
+            f"  right {progress.accuracy:.3f}{rate}"
+            f"  {duration(progress.seconds)}, {duration(progress.left_s)} left"
         )
         if self._terminal:
             print("\r" + line.ljust(self._width), end="", file=sys.stderr, flush=True)

@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 _BLUE, _RED, _GREEN, _GREY = "#4e79a7", "#e4572e", "#59a14f", "#999999"
 _DPI = 120
@@ -21,7 +22,7 @@ def plot_curve(result: dict[str, Any], title: str, path: Path) -> None:
     """Draw accuracy against the number of orientations; see `curve.run_curve`."""
     rows = result["curve"]
     n = [row["orientations"] for row in rows]
-    figure = Figure(figsize=(7.0, 4.6), layout="constrained")
+    figure = Figure(figsize=(7.4, 5.0), layout="constrained")
     axes = figure.add_subplot()
     for name, label, colour, form in (
         ("training_accuracy", "training", _GREY, "s--"),
@@ -42,8 +43,7 @@ def plot_curve(result: dict[str, Any], title: str, path: Path) -> None:
     axes.minorticks_off()
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.25)
-    # Curves rise to the right: the lower right corner is free, above the baseline.
-    axes.legend(loc="lower right", fontsize=8, bbox_to_anchor=(1.0, 0.06))
+    figure.legend(loc="outside lower center", fontsize=8, ncols=3)
     _save(figure, path)
 
 
@@ -76,6 +76,10 @@ def plot_search(result: dict[str, Any], title: str, path: Path) -> None:
             alpha=0.85,
         )
     course.set(xscale="log", yscale="log", xlabel="spots learned", ylabel="log loss, held-out spots")
+    learned = sorted({rung["steps"] * rung["batch"] for trial in trials for rung in trial["rungs"]})
+    course.set_xticks(learned, [f"{value:,}" for value in learned])
+    course.xaxis.set_minor_locator(NullLocator())
+    _plain_log(course)
     course.set_title(title, fontsize=10)
     course.grid(alpha=0.25, which="both")
     course.legend(fontsize=8)
@@ -112,11 +116,23 @@ def _scatter(axes: Axes, trials: list[dict[str, Any]], name: str, best: int) -> 
                 mew=1.5,
             )
     axes.set_yscale("log")
+    _plain_log(axes)
+    values = sorted({trial["values"][name] for trial in trials})
     if name in ("learning_rate", "weight_decay"):
         axes.set_xscale("log")
+        axes.set_xticks([values[0], values[-1]], [f"{values[0]:g}", f"{values[-1]:g}"])
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_xticks(values, [f"{value:g}" for value in values])
     axes.set_title(name, fontsize=9)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.25)
+
+
+def _plain_log(axes: Axes) -> None:
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def plot_comparison(result: dict[str, Any], title: str, path: Path) -> None:
@@ -124,8 +140,9 @@ def plot_comparison(result: dict[str, Any], title: str, path: Path) -> None:
     rows = result["rows"]
     labels = [row["label"] for row in rows]
     place = np.arange(len(rows), dtype=float)
-    figure = Figure(figsize=(max(9.0, 3.0 + 1.1 * len(rows) * 3), 4.4), layout="constrained")
+    figure = Figure(figsize=(max(10.0, 4.0 + 2.0 * len(rows)), 4.2), layout="constrained")
     found, false, time = figure.subplots(1, 3)
+    time.set_yscale("log")
     for side, (way, colour) in enumerate((("with", _BLUE), ("without", _GREY))):
         at = place + (side - 0.5) * 0.36
         of = [row[way] for row in rows]
@@ -150,15 +167,17 @@ def plot_comparison(result: dict[str, Any], title: str, path: Path) -> None:
             capsize=3,
             lw=1,
         )
+    _plain_log(time)
     found.set(title="crystals found, % (95 % interval)", ylim=(0, 104))
     false.set(title="false crystals per 100 patterns\n(whisker: up to, with 95 %)")
-    time.set(title="time, ms (median, 10-90 %)", yscale="log")
+    time.set(title="time, ms (median, 10-90 %)")
     for axes in (found, false, time):
         axes.set_xticks(place, labels, fontsize=8)
+        axes.set_xlim(-0.6, len(rows) - 0.4)
         axes.title.set_fontsize(9)
         axes.grid(alpha=0.25, axis="y")
         axes.set_axisbelow(True)
-    found.legend(fontsize=8, loc="lower right")
+    figure.legend(loc="outside lower center", fontsize=8, ncols=2)
     figure.suptitle(title, fontsize=10)
     _save(figure, path)
 

@@ -28,6 +28,9 @@ from offline_training.laue.networks import Recipe, Tuning, recipe_of
 from pipelines.laue.features import FeatureMaker, Features
 
 _CHECKPOINT_EVERY_S = 20.0
+_CHECKPOINT_SHARE = 0.02
+"""Of the time, for writing: checkpoints of a large network come more rarely."""
+
 _AHEAD = 4
 
 
@@ -120,7 +123,7 @@ def train(
     n_classes : int
     settings : TrainingSettings
     checkpoint : Path
-        Written every 20 s and at the end; replaced as a whole.
+        Written every 20 s (large ones more rarely) and at the end; replaced as a whole.
     fingerprint : str
         Of the data; a checkpoint with another one is refused.
     budget_s : float
@@ -155,7 +158,7 @@ def train(
     done, before = _resume(checkpoint, network, optimiser, identity)
     network.train()
     start = saved = time.monotonic()
-    loss_mean, right_mean = math.nan, math.nan
+    loss_mean, right_mean, writing = math.nan, math.nan, 0.0
     first = done
     with _stop_asked() as stop, _Batches(source, recipe, settings, done) as batches:
         for features, labels in batches:
@@ -177,9 +180,10 @@ def train(
             rate = (done - first) * settings.patterns / max(now - start, 1e-9)
             left = (settings.steps - done) * (now - start) / (done - first)
             report(Progress(done, settings.steps, loss_mean, right_mean, rate, now - start, left))
-            if now - saved > _CHECKPOINT_EVERY_S:
+            if now - saved > max(_CHECKPOINT_EVERY_S, writing / _CHECKPOINT_SHARE):
                 _save(checkpoint, network, optimiser, identity, done, before + now - start)
-                saved = now
+                saved = time.monotonic()
+                writing = saved - now
             if stop.is_set() or now - start > budget_s:
                 break
     seconds = before + time.monotonic() - start

@@ -17,8 +17,8 @@ pytest.importorskip("onnxscript", reason="onnxscript is absent: pip install 'gra
 
 from offline_training.laue import networks  # noqa: E402
 from offline_training.laue.bundles import BundleRequest, make_bundle  # noqa: E402
-from offline_training.laue.evaluation import fit_calibration, probabilities_of  # noqa: E402
 from offline_training.laue.errors import DivergedError, TrainingError  # noqa: E402
+from offline_training.laue.evaluation import fit_calibration, probabilities_of  # noqa: E402
 from offline_training.laue.figures import choose_threshold, measure  # noqa: E402
 from offline_training.laue.networks import Tuning  # noqa: E402
 from offline_training.laue.simulator import PatternSimulator  # noqa: E402
