@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from daemon.sources.bluesky_paths import Places, check_hdf5
-from daemon.sources.fields import need, shown, text
+from daemon.sources.fields import is_name, need, shown, text
 from pipelines.files import FileImage, open_images
 from pipelines.frame import BadFrame
 
@@ -98,7 +98,7 @@ class Hdf5Stack:
         except BadFrame:
             raise
         except (OSError, KeyError, RuntimeError, ValueError) as error:
-            raise NotYet(f"{self._file}: {self._dataset} cannot be read: {error}") from error
+            raise NotYet(f"{self._file}: {self._dataset} cannot be read: {first_line(error)}") from error
         return open_images(f"{self._file}::{self._dataset}", first=number, growing=True)
 
 
@@ -144,7 +144,7 @@ def _npy_image(path: Path, number: int) -> npt.NDArray[Any]:
     try:
         pixels = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise NotYet(f"{path}: cannot be read: {error}") from error
+        raise NotYet(f"{path}: cannot be read: {first_line(error)}") from error
     if pixels.ndim == 3 and number < len(pixels):
         pixels = pixels[number]
     if pixels.ndim != 2 or pixels.dtype.kind not in "uif":
@@ -167,11 +167,11 @@ def stream_asset(places: Places, document: Mapping[str, Any]) -> Asset:
         dataset = parameters.get("dataset", parameters.get("path"))
         if isinstance(dataset, list | tuple):
             dataset = "/".join(map(str, dataset))
-        if not isinstance(dataset, str) or not dataset:
-            raise BadFrame("stream_resource: parameters: dataset is missing")
+        if not is_name(dataset) or not dataset:
+            raise BadFrame(f"stream_resource: parameters: dataset: expected a name, got {shown(dataset)}")
         return Hdf5Stack(places, places.of_uri(uri), dataset)
     if kind in _FOLDERS:
-        chunk = parameters.get("chunk_shape") or [1]
+        chunk = parameters.get("chunk_shape")
         template = text(parameters, "template", "stream_resource: parameters")
         # The last part of the URI may be the beginning of the files' names.
         folder = str(places.of_uri(uri)) + ("/" if uri.endswith("/") else "")
@@ -197,7 +197,7 @@ def asset(places: Places, document: Mapping[str, Any]) -> tuple[Asset, int]:
     per_point = _per_file(kwargs.get("frame_per_point", 1))
     if spec in HDF5_SPECS:
         dataset = kwargs.get("dataset", _DATASET)
-        if not isinstance(dataset, str):
+        if not is_name(dataset):
             raise BadFrame(f"resource: dataset: expected text, got {shown(dataset)}")
         return Hdf5Stack(places, places.of_path(path), dataset), per_point
     if spec == TIFF_SPEC:
@@ -253,6 +253,12 @@ def text_of_any_length(document: Mapping[str, Any], key: str, where: str) -> str
     if not isinstance(found, str):
         raise BadFrame(f"{where}: {key}: expected text, got {shown(found)}")
     return found
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says, short enough for a message to an operator."""
+    said = str(error).splitlines() or [type(error).__name__]
+    return said[0][:200].encode("ascii", "backslashreplace").decode()
 
 
 def _per_file(value: Any) -> int:

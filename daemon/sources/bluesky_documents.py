@@ -145,15 +145,16 @@ class Documents:
             raise BadFrame(f"stop of run {run.uid} came again")
         counts = body.get("num_events")
         known = counts.get(self._rules.stream) if isinstance(counts, Mapping) else None
-        run.stop(known if type(known) is int and 0 <= known < 1 << 40 else None)
-        status, reason = body.get("exit_status"), body.get("reason")
+        known = known if type(known) is int and 0 <= known < 1 << 40 else None
+        run.stop(known)
+        status, reason = _word(body.get("exit_status")), _word(body.get("reason"))
         if status != "success":
-            log.warning("run %s ended by %s: %s", run.uid, shown(status), shown(reason or "no reason given"))
+            log.warning("run %s ended by %s: %s", run.uid, shown(status), shown(reason))
         lost: list[Event] = []
         for datum, (descriptor, seq_num) in list(self._unresolved.items()):
             if descriptor.run is run:
                 del self._unresolved[datum]
-                lost += run.fail(descriptor, seq_num, f"datum {datum} of its frame did not come")
+                lost += run.fail(descriptor, seq_num, f"datum {shown(datum)} of its frame did not come")
         described = next((d for d in self._descriptors.values() if d.run is run and d.image), None)
         if described is not None and known and not run.opened:
             return run.open(described, described.per_event) + lost  # of whose frames none came
@@ -190,7 +191,7 @@ class Documents:
         if len(self._descriptors) >= MOST_KNOWN:
             raise BadFrame(f"more than {MOST_KNOWN} descriptors")
         self._descriptors[uid] = Descriptor(run)  # its events are known also when it is of no use
-        if body.get("name") != self._rules.stream:
+        if _word(body.get("name")) != self._rules.stream:
             return []
         keys = mapping(body, "data_keys", "descriptor")
         image = self._image_key(keys)
@@ -198,15 +199,15 @@ class Documents:
             return []
         key = keys[image]
         shape = _shape(key)
-        external = key.get("external")
+        external = _word(key.get("external"))
         fields = run.fields if all(_brought(keys.get(f)) for f in run.fields) else ()
         pixel_type = key.get("dtype_numpy")
         self._descriptors[uid] = Descriptor(
             run,
             image,
-            isinstance(external, str) and external.startswith("STREAM"),
+            external.startswith("STREAM"),
             fields,
-            tuple(um_per(keys[f].get("units") or self._rules.position_unit) for f in fields),
+            tuple(um_per(_word(keys[f].get("units")) or self._rules.position_unit) for f in fields),
             shape[0] if len(shape) == 3 and 0 < shape[0] <= 10_000 else 1,
             pixel_type if isinstance(pixel_type, str) and pixel_type[1:] in _PIXEL_TYPES else "",
         )
@@ -217,12 +218,14 @@ class Documents:
         wanted = self._rules.image_key
         if wanted:
             if not isinstance(keys.get(wanted), Mapping):
-                there = ", ".join(sorted(map(str, keys))[:20])
+                there = ", ".join(shown(key) for key in list(keys)[:20])
                 raise BadFrame(f"descriptor: image_key {wanted!r} is none of its data keys: {there}")
             return wanted
         found = [name for name, key in keys.items() if sum(n > 1 for n in _shape(key)) >= 2]
         if len(found) > 1:
-            raise BadFrame(f"descriptor: {', '.join(found[:8])} are images: say which in image_key")
+            raise BadFrame(
+                f"descriptor: {', '.join(map(shown, found[:8]))} are images: say which in image_key"
+            )
         return found[0] if found else ""
 
     def _event(self, body: Mapping[str, Any], now: float) -> list[Event]:
@@ -270,7 +273,7 @@ class Documents:
         data = mapping(body, "data", "event_page")
         times, stamps = body.get("time"), body.get("timestamps")
         stamps = stamps if isinstance(stamps, Mapping) else {}
-        columns = {key: _column(values, f"event_page: {key}") for key, values in data.items()}
+        columns = {key: _column(values, f"event_page: {shown(key)}") for key, values in data.items()}
         if any(len(values) != len(numbers) for values in columns.values()):
             raise BadFrame("event_page: its columns are not of one length")
         events: list[Event] = []
@@ -373,7 +376,7 @@ class Documents:
     def _datum_page(self, body: Mapping[str, Any], now: float) -> list[Event]:
         names = _column(need(body, "datum_id", "datum_page"), "datum_page: datum_id")
         kwargs = mapping(body, "datum_kwargs", "datum_page")
-        columns = {key: _column(values, f"datum_page: {key}") for key, values in kwargs.items()}
+        columns = {key: _column(values, f"datum_page: {shown(key)}") for key, values in kwargs.items()}
         if any(len(values) != len(names) for values in columns.values()):
             raise BadFrame("datum_page: its columns are not of one length")
         events: list[Event] = []
@@ -414,7 +417,12 @@ def _shape(key: Any) -> list[int]:
 
 def _brought(key: Any) -> bool:
     """Say whether the events themselves bring a data key."""
-    return isinstance(key, Mapping) and not key.get("external")
+    return isinstance(key, Mapping) and not _word(key.get("external"))
+
+
+def _word(value: Any) -> str:
+    """Return a text, empty where it is none."""
+    return value if isinstance(value, str) else ""
 
 
 def _range(body: Mapping[str, Any], key: str) -> tuple[int, int]:

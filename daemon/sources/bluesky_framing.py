@@ -157,7 +157,7 @@ def _msgpack(payload: memoryview) -> Mapping[Any, Any]:
     except BadFrame:
         raise
     except (ValueError, TypeError, OverflowError, MemoryError, msgpack.exceptions.UnpackException) as error:
-        raise BadFrame(f"msgpack cannot be read: {_line(error) or type(error).__name__}") from error
+        raise BadFrame(f"msgpack cannot be read: {_line(error)}") from error
     if not isinstance(found, dict):
         raise BadFrame("msgpack is no map")
     return found
@@ -228,4 +228,5 @@ def _text(value: Any) -> str:
 
 
 def _line(error: Exception) -> str:
-    return shown(str(error).splitlines()[0] if str(error) else "").strip("'\"")
+    said = str(error).splitlines() or [type(error).__name__]
+    return said[0][:200].encode("ascii", "backslashreplace").decode()

@@ -21,7 +21,7 @@ from pipelines.files import hdf5_writer
 from pipelines.frame import BadFrame
 
 _DRIVE: Final = re.compile(r"/?[A-Za-z]:(/|$)")
-_LONGEST: Final = 4096
+_LONGEST: Final = 800
 _MOST_LINKS: Final = 16
 
 

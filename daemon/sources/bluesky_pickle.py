@@ -58,7 +58,8 @@ def load(payload: memoryview) -> Mapping[Any, Any]:
     try:
         found = _PlainUnpickler(io.BytesIO(payload)).load()
     except Exception as error:  # a pickle raises what it likes
-        raise ValueError(f"pickled document cannot be read: {error}") from error
+        said = f"{type(error).__name__}: {error}"[:200].encode("ascii", "backslashreplace").decode()
+        raise ValueError(f"pickled document cannot be read: {said}") from error
     if not isinstance(found, Mapping):
         raise ValueError(f"pickle holds {type(found).__name__}, expected a document")
     return found

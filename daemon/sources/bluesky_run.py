@@ -351,7 +351,8 @@ def _metadata(start: Mapping[str, Any]) -> dict[str, Any]:
     left = MAX_METADATA_BYTES
     for key, value in start.items():
         try:
-            text = json.dumps(value, default=_plain)
+            text = json.dumps(value, default=_plain, allow_nan=False, ensure_ascii=False)
+            f"{key}{text}".encode()  # what is no text cannot go into files
         except (TypeError, ValueError, RecursionError):
             continue
         if len(text) + len(key) <= left:

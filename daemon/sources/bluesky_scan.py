@@ -204,11 +204,12 @@ def plan_fields(start: Mapping[str, Any], stream: str) -> list[str]:
     dimensions = hints.get("dimensions") if isinstance(hints, Mapping) else None
     found: list[str] = []
     for dimension in dimensions if isinstance(dimensions, list | tuple) else ():
-        if not isinstance(dimension, list | tuple) or len(dimension) != 2 or dimension[1] != stream:
+        if not isinstance(dimension, list | tuple) or len(dimension) != 2:
             continue
-        names = dimension[0]
-        if isinstance(names, list | tuple) and names and isinstance(names[0], str) and names[0] != "time":
-            found.append(names[0])
+        names, of_stream = dimension
+        name = names[0] if isinstance(names, list | tuple) and names else None
+        if isinstance(name, str) and name != "time" and isinstance(of_stream, str) and of_stream == stream:
+            found.append(name)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import random
 import tempfile
@@ -12,6 +13,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from daemon.sources.base import Bad
 from daemon.sources.bluesky_documents import Documents, Rules
 from daemon.sources.bluesky_framing import Document, decode_message
 from daemon.sources.bluesky_paths import Places
@@ -100,9 +102,11 @@ def sound() -> list[Parts]:
 
 
 _VALUES: list[Any] = [
-    *NUMBERS, -1, 1.5, 1e300, float("nan"), float("inf"), True, None, "", "x" * 5000, "\ud800"[:0], b"\xff",
-    [], {}, [0, 0], [-1], [1 << 31, 1 << 31], [[[[5]]]], {"start": 5, "stop": 1}, {"start": 0, "stop": 1 << 60},
-    RUN, DESCRIPTOR, "primary", "sr-1", "r-1", "STREAM:", "file:///etc/passwd", "file://[", "../../x", "C:\\a",
+    *NUMBERS, -1, 1.5, 1e300, float("nan"), float("inf"), True, None, "", "x" * 5000, b"\xff",
+    [], {}, [0, 0], [-1], [1 << 31, 1 << 31], [[[[5]]]], {"start": 5, "stop": 1},
+    {"start": 0, "stop": 1 << 60},
+    RUN, DESCRIPTOR, "primary", "sr-1", "r-1", "STREAM:", "file:///etc/passwd", "file://[", "../../x",
+    "C:\\a",
     np.zeros((2, 0)), np.zeros((2, 2, 2, 2)), np.zeros((3, 4)), [[1, 2], [3]], [[1, 2], [3, 4]],
     {b"nd": True, b"type": "O", b"kind": b"O", b"shape": [1], b"data": b"cos\nsystem\n."},
     {b"nd": True, b"type": "<f8", b"kind": b"", b"shape": [1 << 40, 1 << 40], b"data": b""},
@@ -147,12 +151,14 @@ def check(parts: Parts, outcome: Outcome) -> None:
     try:
         document = decode_message(parts[0])
     except BadFrame as error:
-        assert 0 < len(str(error)) < 1000, "a reason of no or more than 1000 characters"
-        str(error).encode()
-        outcome.counts["no document"] += 1
+        check_events([Bad(str(error))], outcome)
         return
     assert document is not None
-    events = _state[0].take(document, 1.0) + _state[0].due(1.0, 100)
+    logging.disable(logging.WARNING)  # what an operator is told is told elsewhere
+    try:
+        events = _state[0].take(document, 1.0) + _state[0].due(1.0, 100)
+    finally:
+        logging.disable(logging.NOTSET)
     for event in events:
         # What metadata say goes into files and to other processes.
         json.dumps(dict(getattr(event, "metadata", {})), allow_nan=False).encode()
