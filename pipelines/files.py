@@ -153,16 +153,27 @@ def open_images(
     name = str(path)
     file, _, dataset = name.partition("::")
     try:
-        with open(file, "rb") as opened:
-            is_hdf5 = opened.read(len(_SIGNATURE)) == _SIGNATURE
+        has_stacks = is_hdf5(file)
     except OSError as error:
         raise BadFrame(f"{file}: cannot be read: {error.strerror}") from error
-    if is_hdf5:
+    if has_stacks:
         yield from _hdf5_images(file, dataset, first, keys, growing)
     elif dataset:
         raise BadFrame(f"{name}: is not an HDF5 file, so it has no dataset {dataset}")
     else:
         yield from _plain_images(file, first)
+
+
+def is_hdf5(path: str | Path) -> bool:
+    """Return whether a file begins as an HDF5 file does.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    """
+    with open(path, "rb") as opened:
+        return opened.read(len(_SIGNATURE)) == _SIGNATURE
 
 
 def hdf5_writer(path: str | Path) -> Literal["", "alone", "swmr"]:
