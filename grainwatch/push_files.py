@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -64,6 +65,8 @@ class Watcher:
     settle_s : float
     sidecars : bool
         Whether texts of the same name belong to an image.
+    clock : callable
+        Returns seconds.
 
     Raises
     ------
@@ -71,7 +74,14 @@ class Watcher:
         If there is no such folder or file.
     """
 
-    def __init__(self, paths: Sequence[Path], pattern: str, settle_s: float, sidecars: bool) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        pattern: str,
+        settle_s: float,
+        sidecars: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         absent = [path for path in paths if not path.exists()]
         if absent:
             raise ConfigError(f"{absent[0]}: no such file or folder")
@@ -87,7 +97,8 @@ class Watcher:
         self._settle_s = settle_s
         self._sidecars = sidecars
         self._seen: dict[str, _Seen] = {}
-        self._next = 0.0
+        self._clock = clock
+        self._next = -math.inf
 
     @property
     def series(self) -> str:
@@ -106,7 +117,7 @@ class Watcher:
         OSError
             If the folder cannot be listed at present.
         """
-        began = time.monotonic()
+        began = self._clock()
         if began < self._next:
             return []
         files = dict(self._list())
@@ -122,7 +133,7 @@ class Watcher:
             else:
                 self.growing += 1
         self._seen = {name: seen for name, seen in self._seen.items() if name in files}
-        now = time.monotonic()
+        now = self._clock()
         self._next = now + max(_POLL_S, _PAUSE * (now - began))
         return finished
 
@@ -145,7 +156,7 @@ class Watcher:
             return None
         mark = (found.st_size, found.st_mtime_ns, *texts)
         seen = self._seen.get(name)
-        now = time.monotonic()
+        now = self._clock()
         if seen is None or seen.mark != mark:
             seen = self._seen[name] = _Seen(mark, now)
         settle_s = self._settle_s if found.st_size else max(self._settle_s, _EMPTY_S)
