@@ -14,13 +14,14 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from pipelines.laue.calibration import CalibrationFit
+from pipelines.laue.joint_calibration import JointFit
 
 _ARROW_PX = 150.0
 """On the detector, of a residual of three times the median."""
 
 
 def plot_residuals(
-    fit: CalibrationFit,
+    fit: CalibrationFit | JointFit,
     peaks_px: npt.NDArray[np.float64],
     image: npt.NDArray[Any] | None,
     title: str,
@@ -30,7 +31,7 @@ def plot_residuals(
 
     Parameters
     ----------
-    fit : CalibrationFit
+    fit : CalibrationFit or JointFit
     peaks_px : (n, 2) array
         All peaks; those that were not fitted are drawn pale.
     image : (rows, columns) array or None

@@ -20,6 +20,7 @@ such a frame does not enter x̄.
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
 from functools import cache
 
@@ -42,6 +43,7 @@ _STATES = 120
 _FEWEST_SPOTS = 6
 _WILD = 8.0
 """Normal |y| of three components exceeds it once in 10¹³ frames."""
+_MOST_SUSPECTS = 100
 _LEAST_EIGENVALUE = 1e-9  # of normal equations with a diagonal of ones
 
 
@@ -76,8 +78,8 @@ class Drift:
     frames : int
         So far.
     change, sigma : (3,) float64
-        Of dd (mm), xcen, ycen (px): weighted mean of the last 2/λ − 1 frames (exponential weights) less
-        that of the frames that set the baseline.
+        Of dd (mm), xcen, ycen (px): weighted mean of the last 2/λ − 1 frames (exponential weights; after
+        an alarm of those that led up to it and all since) less that of the frames that set the baseline.
     offset, offset_sigma : (3,) float64
         The baseline against the calibration.
     statistic, limit : float
@@ -160,7 +162,7 @@ def observe(
     return Observation(
         step[:_DIMENSIONS] / watched,
         inverse / np.outer(watched, watched),
-        float(square[used].sum()) / CORE_VARIANCE,
+        float(square[used].sum() / CORE_VARIANCE),
         2 * count - len(columns),
     )
 
@@ -200,7 +202,7 @@ class DriftWatch:
         self._alarm_frame = -1
         self._square_sum, self._freedom = 0.0, 0
         self._precision, self._weighted = np.zeros((3, 3)), np.zeros(3)
-        self._suspect_precision, self._suspect_weighted = np.zeros((3, 3)), np.zeros(3)
+        self._suspects: deque[tuple[FloatArray, FloatArray, bool]] = deque(maxlen=_MOST_SUSPECTS)
         self._z = np.zeros(3)
         self._recent, self._recent_covariance, self._recent_weight = np.zeros(3), np.zeros((3, 3)), 0.0
 
@@ -225,23 +227,21 @@ class DriftWatch:
         statistic = float(np.linalg.norm(self._z))
         if statistic > self.limit and self._alarm_frame < 0:
             self._alarm_frame = self._frames
-        keep = 1.0 - self._lambda
-        self._recent = keep * self._recent + self._lambda * seen.change
-        self._recent_covariance = keep**2 * self._recent_covariance + self._lambda**2 * covariance
-        self._recent_weight = keep * self._recent_weight + self._lambda
-        if self._alarm_frame < 0 and not wild:  # what comes after a move must not creep into the baseline
-            precision = np.linalg.inv(covariance)
-            self._precision = self._precision + precision
-            self._weighted = self._weighted + precision @ seen.change
+        if self._alarm_frame == self._frames:
+            # What led up to the alarm came after the move, too: it counts as new, not as baseline.
+            self._recent, self._recent_covariance, self._recent_weight = np.zeros(3), np.zeros((3, 3)), 0.0
+            for change, suspect, counted in self._suspects:
+                if counted:
+                    self._count(change, suspect, -1.0)
+                self._follow(change, suspect)
+        elif self._alarm_frame < 0:  # what comes after a move must not creep into the baseline
             if statistic < 0.5 * self.limit:
-                self._suspect_precision, self._suspect_weighted = np.zeros((3, 3)), np.zeros(3)
+                self._suspects.clear()
             else:
-                self._suspect_precision = self._suspect_precision + precision
-                self._suspect_weighted = self._suspect_weighted + precision @ seen.change
-        elif self._alarm_frame == self._frames and self._suspect_precision.any():
-            # What led up to the alarm came after the move, too.
-            self._precision = self._precision - self._suspect_precision
-            self._weighted = self._weighted - self._suspect_weighted
+                self._suspects.append((seen.change, covariance, not wild))
+            if not wild:
+                self._count(seen.change, covariance, 1.0)
+        self._follow(seen.change, covariance)
         self._frames += 1
         baseline = np.linalg.solve(self._precision, self._weighted)
         of_baseline = np.diag(np.linalg.inv(self._precision))
@@ -257,6 +257,19 @@ class DriftWatch:
             self._alarm_frame >= 0,
             self._alarm_frame,
         )
+
+    def _count(self, change: FloatArray, covariance: FloatArray, sign: float) -> None:
+        """Take a frame into the baseline, or (sign −1) out of it again."""
+        precision = sign * np.linalg.inv(covariance)
+        self._precision = self._precision + precision
+        self._weighted = self._weighted + precision @ change
+
+    def _follow(self, change: FloatArray, covariance: FloatArray) -> None:
+        """Take a frame into the mean of the last ones."""
+        keep = 1.0 - self._lambda
+        self._recent = keep * self._recent + self._lambda * change
+        self._recent_covariance = keep**2 * self._recent_covariance + self._lambda**2 * covariance
+        self._recent_weight = keep * self._recent_weight + self._lambda
 
 
 def frames_to_false_alarm(limit: float, memory: float, dimensions: int) -> float:

@@ -81,12 +81,14 @@ def test_a_frame_says_how_far_the_detector_moved() -> None:
     frame = frames(1)
     moves = [STILL, np.array([0.15, 1.5, -1.0, 0.0, 0.0]), np.array([0.0, -3.0, 2.0, 0.0, 0.0])]
     for number, move in enumerate(moves):
-        seen = result_of(frame(move), number).drift
+        result = result_of(frame(move), number)
+        seen = result.drift
         assert seen is not None
         assert seen.material == "Ge"
         assert np.all(
             np.abs(np.array(seen.change) - move[:3]) < 4.5 * np.array(seen.sigma) + 0.02 * np.abs(move[:3])
         )
+        assert decode(encode(result)).drift == seen
         assert math.sqrt(seen.square_sum_px2 / seen.freedom) == pytest.approx(0.2, rel=0.25)
 
 
