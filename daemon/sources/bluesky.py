@@ -154,7 +154,8 @@ class BlueskySource:
                 places=Places(
                     config.path_map or {}, tuple(Path(root).absolute() for root in config.asset_roots)
                 ),
-            )
+            ),
+            stream,
         )
         where = f"streams.{stream}.source"
         keys = load_keys(config.curve_secret_key, config.curve_server_key, where)

@@ -62,10 +62,11 @@ class _Resource:
 
 
 class Documents:
-    """Takes documents one by one. What it knows ends with its runs."""
+    """Takes documents one by one. What it knows ends with its runs; `name` leads the log."""
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Rules, name: str = "") -> None:
         self._rules = rules
+        self._name = name
         self._runs: dict[str, Run] = {}
         self._ended: deque[Run] = deque()
         self._descriptors: dict[str, Descriptor] = {}
@@ -127,7 +128,9 @@ class Documents:
         events: list[Event] = []
         under_way = sorted((r for r in self._runs.values() if not r.stopped), key=lambda r: r.heard_at)
         for run in under_way[: max(0, len(under_way) - self._rules.open_runs + 1)]:
-            log.warning("run %s: no stop document came, and run %s starts: closing it", run.uid, uid)
+            log.warning(
+                "%s: run %s: no stop document came, and run %s starts: closing it", self._name, run.uid, uid
+            )
             run.stop(None)
         draining = [r for r in self._runs.values() if r.stopped]
         for run in draining[: max(0, len(draining) - MOST_DRAINING)]:
@@ -136,7 +139,7 @@ class Documents:
             events += self._end(run)
         self._runs[uid] = Run(uid, body, self._rules.stream, now)
         plan = body.get("plan_name", "no plan name")
-        log.info("run %s starts: %s, scan %s", uid, shown(plan), shown(body.get("scan_id")))
+        log.info("%s: run %s starts: %s, scan %s", self._name, uid, shown(plan), shown(body.get("scan_id")))
         return events
 
     def _stop(self, body: Mapping[str, Any], now: float) -> list[Event]:
@@ -149,7 +152,7 @@ class Documents:
         run.stop(known)
         status, reason = _word(body.get("exit_status")), _word(body.get("reason"))
         if status != "success":
-            log.warning("run %s ended by %s: %s", run.uid, shown(status), shown(reason))
+            log.warning("%s: run %s ended by %s: %r", self._name, run.uid, shown(status), reason[:200])
         lost: list[Event] = []
         for datum, (descriptor, seq_num) in list(self._unresolved.items()):
             if descriptor.run is run:
