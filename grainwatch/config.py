@@ -216,7 +216,8 @@ def convert(table: Any, kind: type[Any], where: str) -> Any:
         what, _, path = str(error).partition(" - at `")
         key = path.rstrip("`").removeprefix("$").removeprefix(".")
         if what.startswith("Invalid enum value"):
-            what += _choices(kind, key)
+            given = what.removeprefix("Invalid enum value ")
+            what = f"{given} is not known{_choices(kind, key, given)}"
         elif unknown := re.fullmatch("Object contains unknown field `(.*)`", what):
             what = f"unknown key `{unknown[1]}`{_known_keys(kind, key, unknown[1])}"
         elif missing := re.fullmatch("Object missing required field `(.*)`", what):
@@ -227,12 +228,16 @@ def convert(table: Any, kind: type[Any], where: str) -> Any:
         raise ConfigError(f"{at}: {what}") from error
 
 
-def _choices(kind: Any, key: str) -> str:
+def _choices(kind: Any, key: str, given: str) -> str:
     """Return what may stand at a key ("intake.policy"), for an error, where the type lists it."""
     for part in key.split("."):
         kind = get_type_hints(kind).get(part) if isinstance(kind, type) else None
     choices = get_args(kind)
-    return f", expected one of {', '.join(map(repr, choices))}" if choices else ""
+    if not choices:
+        return ""
+    listed = ", ".join(map(repr, choices))
+    meant = did_you_mean(given.strip("'"), map(str, choices))
+    return f"{meant} Expected one of {listed}" if meant else f", expected one of {listed}"
 
 
 def _known_keys(kind: Any, key: str, given: str) -> str:

@@ -265,8 +265,15 @@ def read_mask(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
     ValueError
         If it cannot be read or does not fit the detector.
     """
-    is_numpy = path.suffix == ".npy"
-    mask = np.load(path, allow_pickle=False) if is_numpy else next(iter(read_images(path)))[1]
+    if path.suffix == ".npy":
+        try:
+            mask = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path}: is no .npy file with a mask") from error
+        if not isinstance(mask, np.ndarray) or mask.dtype.kind not in "buif":
+            raise ValueError(f"{path}: is no .npy file with a mask")
+    else:
+        mask = next(iter(read_images(path)))[1]
     if mask.shape != shape:
         raise ValueError(f"{path}: mask of shape {mask.shape} does not fit a detector of shape {shape}")
     return np.asarray(mask != 0)

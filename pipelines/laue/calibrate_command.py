@@ -14,7 +14,7 @@ import numpy.typing as npt
 import typer
 
 from grainwatch.config import ConfigError
-from pipelines.files import read_images
+from pipelines.files import read_images, reason
 from pipelines.frame import BadFrame
 from pipelines.laue.analysis import calibration_hash, read_mask
 from pipelines.laue.calibration import (
@@ -33,7 +33,13 @@ from pipelines.laue.lauetools_files import FRAME_SHAPES, read_cor, read_dat, rea
 from pipelines.laue.peaks import PeakSearch, find_peaks
 
 _PEAK_LISTS = {".cor": read_cor, ".dat": read_dat}
+_OPTIONS = {
+    "energy_keV": "--energy",
+    "threshold_sigma": "--threshold",
+    "max_residual_px": "--max-residual",
+}
 _STRAINED = 1e-4
+_DISTANCES_MM = (5.0, 5000.0)
 _FROM_ONE = np.array([0.0, 1.0, 1.0, 0.0, 0.0])
 _DEGREES = np.degrees(1.0)
 
@@ -52,7 +58,10 @@ def calibrate(
     camera: Annotated[
         str, typer.Option(help="Without a start: LaueTools' name of the camera, sCMOS or MARCCD165.")
     ] = "",
-    dd: Annotated[float, typer.Option(help="Without a start: distance from sample to detector, mm.")] = 75.0,
+    dd: Annotated[
+        float | None,
+        typer.Option(help="Without a start: distance from sample to detector, mm; 75 if not given."),
+    ] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="PNG of the residuals.")] = None,
     json_out: Annotated[
         str, typer.Option("--json", help="Where a JSON object goes; - is the terminal.")
@@ -68,26 +77,28 @@ def calibrate(
 ) -> None:
     """Calibrate the detector: dd, xcen, ycen, xbet, xgam with their standard deviations."""
     # What can be refused before the work is.
-    if out.exists() and not overwrite:
-        raise ConfigError(f"calibrate: --out {out}: is there already; name another file, or give --overwrite")
-    if not out.parent.is_dir():
-        raise ConfigError(f"calibrate: --out {out}: there is no folder {out.parent}")
+    _check_outputs(out, overwrite, plot, json_out)
     image, peaks_of_list, label = _read(frame)
     begin, spread = _start(start, camera, dd, image, label)
     try:
         of = load_material(material)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"calibrate: --material: {error}") from error
+        raise ConfigError(f"calibrate: --material: {reason(error)}") from error
+    for remark in of.remarks:
+        print(f"calibrate: material {of.name}: {remark}", file=sys.stderr)
     try:
         area = DetectorArea.of(begin, read_mask(Path(mask), begin.shape) if mask else None)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"calibrate: --mask: {error}") from error
+        raise ConfigError(f"calibrate: --mask: {reason(error)}") from error
     try:
         settings = CalibrationSettings(energy_keV=energy, max_residual_px=max_residual, depth=depth)
         search = PeakSearch(threshold_sigma=threshold)
         calibrator = Calibrator(of, begin, area, settings, spread)
     except ValueError as error:
-        raise ConfigError(f"calibrate: {error}") from error
+        # What is wrong with a setting begins with its name.
+        key = str(error).partition(" ")[0].rstrip(":")
+        said = str(error).replace(key, _OPTIONS[key], 1) if key in _OPTIONS else str(error)
+        raise ConfigError(f"calibrate: {said}") from error
     try:
         xy = peaks_of_list if image is None else _peaks(image, search, area)
         fit = calibrator.calibrate(xy)
@@ -108,6 +119,22 @@ def calibrate(
         _plot(fit, xy, image, frame, of.name, plot)
 
 
+def _check_outputs(out: Path, overwrite: bool, plot: Path | None, json_out: str) -> None:
+    # A name that is no .det is mostly that of the frame, which --overwrite would replace.
+    if out.suffix.lower() != ".det":
+        raise ConfigError(f"calibrate: --out {out}: expected a name that ends in .det")
+    if out.exists() and not overwrite:
+        raise ConfigError(f"calibrate: --out {out}: is there already; name another file, or give --overwrite")
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise ConfigError(f"calibrate: --plot {plot}: expected a name that ends in .png")
+    report = Path(json_out) if json_out not in ("", "-") else None
+    for option, path in (("--out", out), ("--plot", plot), ("--json", report)):
+        if path is not None and not path.parent.is_dir():
+            raise ConfigError(f"calibrate: {option} {path}: there is no folder {path.parent}")
+        if path is not None and path.is_dir():
+            raise ConfigError(f"calibrate: {option} {path}: is a folder")
+
+
 def _read(frame: str) -> tuple[npt.NDArray[Any] | None, npt.NDArray[np.float64], str]:
     # (image, no peaks, "") or (None, peaks with the brightest first, name of the camera).
     reader = _PEAK_LISTS.get(Path(frame).suffix.lower())
@@ -116,23 +143,30 @@ def _read(frame: str) -> tuple[npt.NDArray[Any] | None, npt.NDArray[np.float64],
             peaks = reader(frame)
             order = np.argsort(-peaks.intensity, kind="stable")
             return None, np.asarray(peaks.xy_px[order]), peaks.label
-        for _, image in read_images(frame):
-            return image, np.empty((0, 2)), ""
+        images = read_images(frame)
+        first = next(images, None)
+        if first is None:
+            raise ConfigError(f"calibrate: {frame}: holds no image")
+        if next(images, None) is not None:
+            print(f"calibrate: {frame} holds several images, {first[0]} is used", file=sys.stderr)
+        return first[1], np.empty((0, 2)), ""
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
-        raise ConfigError(f"calibrate: {error}") from error
-    raise ConfigError(f"calibrate: {frame}: holds no image")
+        raise ConfigError(f"calibrate: {reason(error)}") from error
 
 
 def _start(
-    start: str, camera: str, dd: float, image: npt.NDArray[Any] | None, label: str
+    start: str, camera: str, dd: float | None, image: npt.NDArray[Any] | None, label: str
 ) -> tuple[Calibration, Spread]:
     if start:
-        if camera:
-            raise ConfigError("calibrate: --camera: is in the file of --start; give one of the two")
+        for option, given in (("--camera", camera != ""), ("--dd", dd is not None)):
+            if given:
+                raise ConfigError(f"calibrate: {option}: is in the file of --start; give one of the two")
         try:
             begin = read_det(start).calibration
         except (OSError, ValueError) as error:
-            raise ConfigError(f"calibrate: --start: {error}") from error
+            raise ConfigError(f"calibrate: --start: {reason(error)}") from error
         spread = Spread()
     else:
         by_shape = {shape: name for name, shape in FRAME_SHAPES.items()}
@@ -142,10 +176,13 @@ def _start(
                 "calibrate: the camera is not known from the frame: give --start with a calibration, or"
                 f" --camera ({', '.join(sorted(FRAME_SHAPES))}) with --dd"
             )
+        low, high = _DISTANCES_MM
+        if dd is not None and not low <= dd <= high:
+            raise ConfigError(f"calibrate: --dd {dd:g}: expected {low:g} to {high:g} mm")
         try:
-            begin = nominal_calibration(name, dd)
+            begin = nominal_calibration(name) if dd is None else nominal_calibration(name, dd)
         except ValueError as error:
-            raise ConfigError(f"calibrate: --camera, --dd: {error}") from error
+            raise ConfigError(f"calibrate: --camera: {error}") from error
         spread = UNKNOWN
     if image is not None and image.shape != begin.shape:
         raise ConfigError(
@@ -243,4 +280,4 @@ def _plot(
     try:
         plot_residuals(fit, xy, image, title, path)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"calibrate: --plot {path}: {error}") from error
+        raise ConfigError(f"calibrate: --plot {path}: {reason(error)}") from error

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from grainwatch.config import did_you_mean
 from pipelines.laue.calibration_fit import (
     CORE_MEDIANS,
     CORE_VARIANCE,
@@ -34,6 +35,7 @@ from pipelines.laue.geometry import Calibration, DetectorArea
 from pipelines.laue.indexing.indexer import Indexer
 from pipelines.laue.indexing.parameters import IndexingParameters, Phase
 from pipelines.laue.lauetools_files import FRAME_SHAPES
+from pipelines.laue.reach import check_reach
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -227,7 +229,10 @@ def nominal_calibration(label: str, dd_mm: float = 75.0) -> Calibration:
     """
     if label not in FRAME_SHAPES or label not in NOMINAL_PIXEL_MM:
         known = ", ".join(sorted(NOMINAL_PIXEL_MM))
-        raise ValueError(f"camera {label!r} is unknown (known: {known}): give a calibration to start from")
+        meant = did_you_mean(label, NOMINAL_PIXEL_MM) or ";"
+        raise ValueError(
+            f"camera {label!r} is unknown{meant} known: {known}; or give a calibration to start from"
+        )
     rows, columns = FRAME_SHAPES[label]
     centre = ((columns - 1) / 2, (rows - 1) / 2)
     return Calibration(dd_mm, *centre, 0.0, 0.0, NOMINAL_PIXEL_MM[label], (rows, columns), label)
@@ -246,6 +251,11 @@ class Calibrator:
     settings : CalibrationSettings, optional
     spread : Spread, optional
         How far off the start may be.
+
+    Raises
+    ------
+    ValueError
+        If the material cannot show enough spots on this detector in this band.
     """
 
     def __init__(
@@ -262,6 +272,7 @@ class Calibrator:
         self.settings = settings or CalibrationSettings()
         self.spread = spread or Spread()
         self._phase = Phase.prepare(material, start, self.area, self.settings.energy_keV)
+        check_reach(self._phase.scene.reflections, start, self.area, self.settings.min_spots)
 
     def calibrate(self, xy_px: npt.ArrayLike) -> CalibrationFit:
         """Find the crystal and refine detector and orientation.

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import fabio
+import h5py
 import numpy as np
 import pytest
 import typer
@@ -112,22 +113,69 @@ def test_bad_input_is_refused_by_name(tmp_path: Path, peaks: Path, start: Path) 
     good = ("-m", "Ge", "-s", start, "-o", out)
     assert "is there already" in refused(peaks, "-m", "Ge", "-s", start, "-o", start)
     assert "there is no folder" in refused(peaks, "-m", "Ge", "-s", start, "-o", tmp_path / "no" / "new.det")
-    assert "none.dat" in refused(tmp_path / "none.dat", *good)
-    assert "none.tif" in refused(tmp_path / "none.tif", *good)
-    assert "--material" in refused(peaks, "-m", "unobtainium", "-s", start, "-o", out)
-    assert "--start" in refused(peaks, "-m", "Ge", "-s", tmp_path / "none.det", "-o", out)
-    assert "--camera" in refused(peaks, "-m", "Ge", "-o", out)
-    assert "webcam" in refused(peaks, "-m", "Ge", "-o", out, "--camera", "webcam")
-    assert "give one of the two" in refused(peaks, *good, "--camera", "sCMOS")
-    assert "--dd" in refused(peaks, "-m", "Ge", "-o", out, "--camera", "sCMOS", "--dd", "-1")
-    assert "--mask" in refused(peaks, *good, "--mask", tmp_path / "none.npy")
-    assert "energy" in refused(peaks, *good, "--energy", "22", "5")
+    assert "did you mean Ge? built in" in refused(peaks, "-m", "germanium", "-s", start, "-o", out)
+    assert "--camera (MARCCD165, sCMOS)" in refused(peaks, "-m", "Ge", "-o", out)
+    assert "did you mean sCMOS?" in refused(peaks, "-m", "Ge", "-o", out, "--camera", "scmos")
+    assert "'webcam' is unknown; known: MARCCD165" in refused(
+        peaks, "-m", "Ge", "-o", out, "--camera", "webcam"
+    )
+    assert "--camera: is in the file of --start" in refused(peaks, *good, "--camera", "sCMOS")
+    assert "--dd: is in the file of --start" in refused(peaks, *good, "--dd", "70")
+    for distance in ("-1", "0.07", "nan"):  # the second one in metres
+        said = refused(peaks, "-m", "Ge", "-o", out, "--camera", "sCMOS", "--dd", distance)
+        assert f"--dd {distance}: expected 5 to 5000 mm" in said
+    assert "--energy: expected 0 < lowest < highest" in refused(peaks, *good, "--energy", "22", "5")
+    assert "Ge puts at most" in refused(peaks, *good, "--energy", "5", "5.5")
+    assert "Ge reflects nothing in 0.1-0.5 keV" in refused(peaks, *good, "--energy", "0.1", "0.5")
+    assert "--threshold -1.0 must be" in refused(peaks, *good, "--threshold", "-1")
+    assert "--max-residual -1.0: expected" in refused(peaks, *good, "--max-residual", "-1")
     sideways = tmp_path / "sideways.det"
     sideways.write_text(start.read_text().replace("Z>0", "X>0"))
     assert "only kf_direction Z>0" in refused(peaks, "-m", "Ge", "-s", sideways, "-o", out)
-    np.save(tmp_path / "small.npy", np.zeros((10, 10), dtype=bool))
-    assert "does not fit" in refused(peaks, *good, "--mask", tmp_path / "small.npy")
     assert not out.exists()
+
+
+def test_a_file_that_is_absent_or_something_else_is_named(tmp_path: Path, peaks: Path, start: Path) -> None:
+    out, no = tmp_path / "new.det", tmp_path / "none"
+    good = ("-m", "Ge", "-s", start, "-o", out)
+    absent = "cannot be read: no such file"
+    assert refused(no.with_suffix(".dat"), *good) == f"calibrate: {no}.dat: {absent}"
+    assert "none.tif: cannot be read: No such file" in refused(no.with_suffix(".tif"), *good)
+    assert refused(peaks, "-m", "Ge", "-s", no, "-o", out) == f"calibrate: --start: {no}: {absent}"
+    mask = no.with_suffix(".npy")
+    assert refused(peaks, *good, "--mask", mask) == f"calibrate: --mask: {mask}: {absent}"
+    for content in (b"", b"no array", b"\x93NUMPY truncated"):
+        mask.write_bytes(content)
+        assert f"--mask: {mask}: is no .npy file with a mask" in refused(peaks, *good, "--mask", mask)
+    np.save(mask, np.zeros((10, 10), dtype=bool))
+    assert "does not fit" in refused(peaks, *good, "--mask", mask)
+    text = tmp_path / "text.tif"
+    text.write_text("no image")
+    assert "text.tif: cannot be read as an image" in refused(text, *good)
+    assert "a folder" in refused(peaks, "-m", "Ge", "-s", tmp_path, "-o", out).replace("directory", "folder")
+    assert not out.exists()
+
+
+def test_where_results_go_is_known_before_the_work(tmp_path: Path, peaks: Path, start: Path) -> None:
+    good = ("-m", "Ge", "-s", start)
+    out = tmp_path / "new.det"
+    # --out is what --overwrite replaces: never the frame.
+    assert "expected a name that ends in .det" in refused(peaks, *good, "-o", peaks, "--overwrite")
+    assert "ends in .png" in refused(peaks, *good, "-o", out, "--plot", tmp_path / "a.xyz")
+    for option, name in (("--plot", "a.png"), ("--json", "a.json")):
+        lost = tmp_path / "no" / name
+        assert f"{option} {lost}: there is no folder" in refused(peaks, *good, "-o", out, option, lost)
+    assert "is a folder" in refused(peaks, *good, "-o", out, "--json", tmp_path)
+    assert not out.exists()
+
+
+def test_the_first_of_several_images_is_used_and_said(tmp_path: Path, start: Path) -> None:
+    stack = tmp_path / "stack.h5"
+    with h5py.File(stack, "w") as file:
+        file["/entry/data/data"] = np.full((2, 2018, 2016), 10, dtype=np.uint16)
+    result = typed(stack, "-m", "Ge", "-s", start, "-o", tmp_path / "new.det")
+    assert result.exit_code == 1
+    assert f"calibrate: {stack} holds several images, {stack}::/entry/data/data#0 is used" in result.stderr
 
 
 def test_a_frame_of_another_detector_is_refused(tmp_path: Path, start: Path) -> None:
