@@ -75,7 +75,7 @@ def keep_text(configuration: Configuration, state_dir: Path) -> None:
 def changed_keys(old: Config, new: Config, where: str) -> list[str]:
     """Return the keys ("streams.laue.pipeline.geometry") in which two configurations differ.
 
-    A key that is given its default is no change.
+    A table that came or went is named as a whole. A key that is given its default is no change.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def changed_keys(old: Config, new: Config, where: str) -> list[str]:
         raise ConfigError(
             f"{where}: {', '.join(fixed)}: cannot change while the daemon runs; restart it, or change back"
         )
-    return [".".join(path) for path in changed]
+    return _outermost(changed, before, after)
 
 
 def _is_live(path: _Path) -> bool:
