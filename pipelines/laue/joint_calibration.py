@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -96,6 +96,8 @@ class JointFit:
         ρ: share of the residuals' variance that comes again at the same place.
     agreement : float
         Probability that frames of a detector at rest disagree as much.
+    left_out : tuple of int
+        Frames that did not show enough spots.
     """
 
     calibration: Calibration
@@ -112,6 +114,7 @@ class JointFit:
     expected: int
     shared: float
     agreement: float
+    left_out: tuple[int, ...] = ()
 
     @property
     def mean_residual_px(self) -> float:
@@ -152,6 +155,15 @@ class _Work:
         return Geometry(self.calibration, self.rotations[frame], self.depth_mm)
 
 
+class _TooFewSpots(CalibrationError):
+    def __init__(self, frame: ReferenceFrame, count: int, material: str, needed: int) -> None:
+        super().__init__(
+            f"only {count} spots of {material} match in frame {frame.number}, at least {needed} are needed:"
+            " choose frames with more"
+        )
+        self.frame = frame
+
+
 class JointCalibrator:
     """Calibrates one detector from frames of one crystal.
 
@@ -190,6 +202,18 @@ class JointCalibrator:
         """
         if not frames:
             raise CalibrationError(f"no frame that shows a crystal of {self.material.name}")
+        kept, left_out = list(frames), []
+        while True:
+            try:
+                return replace(self._calibrated(kept), left_out=tuple(sorted(left_out)))
+            except _TooFewSpots as error:
+                if len(kept) == 1:
+                    raise
+                # One frame with a blink of the beam does not spoil the others.
+                left_out.append(error.frame.number)
+                kept.remove(error.frame)
+
+    def _calibrated(self, frames: Sequence[ReferenceFrame]) -> JointFit:
         skies = [Sky(self._phase, frame.xy_px) for frame in frames]
         work = self._begun(frames)
         work, used = self._converged(skies, frames, work, with_depth=False)
@@ -227,10 +251,7 @@ class JointCalibrator:
             used = found
             for frame, matches in zip(frames, used, strict=True):
                 if len(matches) < self.settings.min_spots:
-                    raise CalibrationError(
-                        f"only {len(matches)} spots of {self.material.name} match in frame {frame.number}, at"
-                        f" least {self.settings.min_spots} are needed: leave it out with --frames"
-                    )
+                    raise _TooFewSpots(frame, len(matches), self.material.name, self.settings.min_spots)
             spots = [_spots(sky, m, with_depth) for sky, m in zip(skies, used, strict=True)]
             work, step, sigma = self._stepped(work, spots)
             settled = settled + 1 if np.all(np.abs(step[:5]) <= _CONVERGED * sigma[:5]) else 0

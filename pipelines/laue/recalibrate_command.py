@@ -118,12 +118,13 @@ def recalibrate(
         settings = CalibrationSettings(
             energy_keV=band, max_residual_px=max_residual, min_spots=min_spots, depth=depth
         )
-        joint = JointCalibrator(of, begin, _area(mask, given, begin), settings)
+        alone = Calibrator(of, begin, _area(mask, given, begin), settings)
+        joint = JointCalibrator(of, begin, alone.area, settings)
         peak_search = PeakSearch(threshold_sigma=threshold)
     except ValueError as error:
         raise ConfigError(f"recalibrate: {error}") from error
     try:
-        chosen = _chosen(given, joint, bounds, last, peak_search)
+        chosen = _chosen(given, alone, bounds, last, peak_search)
         fit = joint.calibrate(chosen)
     except (CalibrationError, BadFrame) as error:
         print(f"grainwatch: recalibrate: {given.label}: {error}", file=sys.stderr)
@@ -271,41 +272,42 @@ def _located(name: str, given: _Recording) -> list[Path]:
 
 def _chosen(
     given: _Recording,
-    joint: JointCalibrator,
+    calibrator: Calibrator,
     bounds: tuple[int | None, int | None],
     last: int,
     peak_search: PeakSearch,
 ) -> list[ReferenceFrame]:
     """Return the newest good frames, in order of their numbers."""
-    calibrator = Calibrator(joint.material, joint.start, joint.area, joint.settings)
     if given.made is None:
-        frames = [f for f in _peaks_of_images(given.images, joint, peak_search) if _inside(f.number, bounds)]
+        frames = [
+            f for f in _peaks_of_images(given.images, calibrator, peak_search) if _inside(f.number, bounds)
+        ]
         return sorted(search(frames[-last:], calibrator, _say), key=lambda f: f.number)
     alarm = given.made.alarm_frame
     if bounds == (None, None) and alarm >= 0:
         _say(f"frames from {alarm} on, where the drift watch raised its alarm (--frames chooses others)")
         bounds = (alarm, None)
-    min_spots = joint.settings.min_spots
-    indexed = (reference_of(r, joint.material, min_spots) for r in newest_first(given.results, *bounds))
+    material, min_spots = calibrator.material, calibrator.settings.min_spots
+    indexed = (reference_of(r, material, min_spots) for r in newest_first(given.results, *bounds))
     found = list(itertools.islice((frame for frame in indexed if frame is not None), last))
     if not found:
-        _say(f"no result holds a crystal of {joint.material.name}: searching the peaks for it")
+        _say(f"no result holds a crystal of {material.name}: searching the peaks for it")
         newest = itertools.islice(newest_first(given.results, *bounds), last)
         found = search(map(peaks_of, newest), calibrator, _say)
     return sorted(found, key=lambda frame: frame.number)
 
 
-def _peaks_of_images(images: list[str], joint: JointCalibrator, peak_search: PeakSearch) -> list[FramePeaks]:
+def _peaks_of_images(images: list[str], calibrator: Calibrator, peak_search: PeakSearch) -> list[FramePeaks]:
     found: list[FramePeaks] = []
     for name in images:
         try:
             for label, image in read_images(name):
-                if image.shape != joint.start.shape:
+                if image.shape != calibrator.start.shape:
                     raise ConfigError(
                         f"recalibrate: {label}: {image.shape[0]} rows and {image.shape[1]} columns, the"
-                        f" calibration is for {joint.start.shape[0]} and {joint.start.shape[1]}"
+                        f" calibration is for {calibrator.start.shape[0]} and {calibrator.start.shape[1]}"
                     )
-                peaks = find_peaks(image, peak_search, joint.area.usable)
+                peaks = find_peaks(image, peak_search, calibrator.area.usable)
                 order = np.argsort(-peaks.intensity, kind="stable")
                 found.append(FramePeaks(len(found), np.asarray(peaks.xy_px[order])))
         except (OSError, ValueError) as error:
@@ -341,6 +343,8 @@ def _table(fit: JointFit, material: str, label: str) -> str:
             f"{plain:<10} {value - change:>11.4f} {value:>11.4f} {sigma:>9.4f} {change:>+10.4f} {unit}"
             f" ({change / sigma:+.1f} sigma)"
         )
+    if fit.left_out:
+        lines.append(f"left out, with too few spots: frames {', '.join(map(str, fit.left_out))}")
     if fit.depth_mm:
         sigma = float(np.sqrt(fit.covariance[5, 5]))
         lines.append(f"{'depth':<10} {'':>11} {1e3 * fit.depth_mm:>11.2f} {1e3 * sigma:>9.2f} um at 15 keV")
@@ -365,6 +369,7 @@ def _report(fit: JointFit, material: str, label: str) -> dict[str, Any]:
         "recording": label,
         "material": material,
         "frames": list(fit.frames),
+        "left_out": list(fit.left_out),
         "first_pixel": 1,
         **named(fit.values + _FROM_ONE),
         "old": named(fit.values - fit.change + _FROM_ONE),
