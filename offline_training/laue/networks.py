@@ -43,6 +43,17 @@ class ResidualNetwork(nn.Module):
         return out
 
 
+def _as_keras_begins(network: nn.Module) -> nn.Module:
+    # Glorot and Bengio (AISTATS 2010), biases 0: LaueNN was written in Keras. Torch's own start is
+    # smaller by 1.7 a layer, from which four layers take thousands of batches to learn anything.
+    for module in network.modules():
+        if isinstance(module, (nn.Linear, nn.Conv1d)):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return network
+
+
 def lauenn_2022_mlp(bins: int, classes: int, width: int = 15, dropout: float = 0.3) -> nn.Module:
     """Return the multilayer perceptron of LaueNN.
 
@@ -55,7 +66,7 @@ def lauenn_2022_mlp(bins: int, classes: int, width: int = 15, dropout: float = 0
     layers: list[nn.Module] = []
     for a, b in itertools.pairwise(sizes):
         layers += [nn.Linear(a, b), nn.ReLU(), nn.Dropout(dropout)]
-    return nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
+    return _as_keras_begins(nn.Sequential(*layers, nn.Linear(sizes[-1], classes)))
 
 
 class LaueNN2022Cnn(nn.Module):
@@ -80,6 +91,7 @@ class LaueNN2022Cnn(nn.Module):
             nn.ReLU(),
             nn.Linear(width, classes),
         )
+        _as_keras_begins(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits (n, classes) of histograms (n, bins)."""
