@@ -36,6 +36,7 @@ BENCHES = (
     Bench("calibrate", "bench.calibrate", "calibration: converged starts, residual, sigmas; drift watch"),
     Bench("maps", "bench.maps", "map points a second, grains linked"),
     Bench("source", "bench.source", "decoding of detector messages"),
+    Bench("transport", "bench.transport", "a source without analysis beside a bare PULL socket", cores=2),
     Bench("ledger", "bench.ledger", "frames a second that the ledger holds"),
     Bench("daemon", "bench.daemon", "frames a second through a real daemon", cores=2),
 )

@@ -68,7 +68,7 @@ def rows(report: Report) -> None:
         stream_row(report, pixels_too=pixels_too)
 
 
-def frame(rng: np.random.Generator, dtype: type[np.unsignedinteger[Any]]) -> npt.NDArray[Any]:
+def frame(rng: np.random.Generator, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """Return background noise with 200 round spots of about 3 px."""
     pixels = rng.poisson(BACKGROUND, (SIZE, SIZE))
     y, x = np.mgrid[-7:8, -7:8]

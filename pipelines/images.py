@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Final, Self
 
 import bitshuffle
@@ -279,6 +280,7 @@ def _walk(blob: npt.NDArray[np.uint8], at: int, blocks: int) -> tuple[int, int]:
     return blocks, at - end
 
 
+@lru_cache(64)
 def _stored_type(pixel_type: str) -> np.dtype[Any]:
     try:
         dtype = np.dtype(pixel_type)

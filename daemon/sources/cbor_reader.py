@@ -60,7 +60,16 @@ def _left_alone(tag: int) -> Callable[[Any, bool], CBORTag]:
     return lambda value, _immutable: CBORTag(tag, value)
 
 
+def _refuse(_value: Any, _immutable: bool) -> CBORTag:
+    raise _NotAsUsual
+
+
 _SEMANTICS: Final = {tag: _left_alone(tag) for tag in _LEFT_ALONE}
+_REFUSED: Final = dict.fromkeys(_LEFT_ALONE, _refuse)
+
+
+class _NotAsUsual(ValueError):
+    """Something that the quick way leaves to the slow one."""
 
 
 class _Reader:
@@ -113,16 +122,10 @@ def read_map(message: memoryview | bytes, known_tags: Collection[int]) -> tuple[
         What stopped the reading, or is wrong with the last field. Nothing is raised.
     """
     view = memoryview(message).cast("B").toreadonly()
-    quickly = _read_quickly(view)
-    fields: dict[str, Any] = {}
+    quickly = _read_quickly(view, known_tags)
     if quickly is not None:
-        try:
-            for value in quickly.values():
-                _check_tags(value, known_tags)
-        except BadFrame:
-            pass  # the slow way tells which field it was and keeps those before it
-        else:
-            return quickly, None
+        return quickly, None
+    fields: dict[str, Any] = {}
     reader = _Reader(view)
     if not 0xA0 <= reader.peek() <= 0xBF:
         return fields, f"message of {view.nbytes} bytes is not a CBOR map"
@@ -155,8 +158,11 @@ def read_map(message: memoryview | bytes, known_tags: Collection[int]) -> tuple[
     return fields, None
 
 
-def _read_quickly(message: memoryview) -> dict[str, Any] | None:
-    """Return the map, None when anything about the message is not as usual."""
+def _read_quickly(message: memoryview, known_tags: Collection[int]) -> dict[str, Any] | None:
+    """Return the map, None when anything about the message is not as usual.
+
+    What is wrong then, and with which field, is found out the slow way.
+    """
     cut = _without_long_bytes(message)
     if cut is None:
         return None
@@ -167,24 +173,30 @@ def _read_quickly(message: memoryview) -> dict[str, Any] | None:
         # A sender's own tag of that number would come at the wrong place or once too often.
         expected, blob = next(taken, (-1, None))
         if number != expected or blob is None:
-            raise BadFrame(f"CBOR tag {_STAND_IN} is unknown")
+            raise _NotAsUsual
         return blob
+
+    def known(tag: CBORTag, _immutable: bool) -> CBORTag:
+        if tag.tag not in known_tags:
+            raise _NotAsUsual
+        return tag
 
     stream = BytesIO(short)
     decoder = CBORDecoder(
         stream,
-        semantic_decoders={**_SEMANTICS, _STAND_IN: take},
+        tag_hook=known,
+        semantic_decoders={**_REFUSED, _STAND_IN: take},
         max_depth=MAX_DEPTH,
         allow_duplicate_keys=False,
         strict_hashable_types=True,
     )
     try:
         fields = decoder.decode()
-    except (CBORError, BadFrame, ValueError, TypeError, OverflowError, RecursionError, MemoryError):
+    except (CBORError, ValueError, TypeError, OverflowError, RecursionError, MemoryError):
         return None
     if stream.tell() != len(short) or next(taken, None) is not None or not isinstance(fields, dict):
         return None
-    return fields if all(isinstance(key, str) for key in fields) else None
+    return fields if set(map(type, fields)) == {str} else None
 
 
 def _without_long_bytes(message: memoryview) -> tuple[bytes, list[memoryview]] | None:

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from daemon.sources import detector_sim
-from daemon.sources.dectris_v1_codec import DETAILS, END, HEADER, IMAGE, IMAGE_DATA, PIXEL_TYPES, TIMES
+from daemon.sources.dectris_v1_codec import END, IMAGE, IMAGE_DATA, TIMES
+from daemon.sources.dectris_v1_header import DETAILS, HEADER, PIXEL_TYPES
 from pipelines.images import encode_image
 
 #: What a user calls the compression, and the format: encoding (with the bits of a pixel) and our name.

@@ -95,7 +95,7 @@ def decode_message(message: memoryview | bytes, *, max_image_bytes: int = MAX_IM
         if kind == "start":
             return _start(fields, max_image_bytes)
         if kind == "image":
-            return _image(fields, max_image_bytes)
+            return _image(fields, series, frame, max_image_bytes)
         if kind == "end":
             return [SeriesEnd(_series(fields))]
         if kind is None:
@@ -151,8 +151,11 @@ def _start(fields: Mapping[str, Any], max_image_bytes: int) -> list[Event]:
     return [SeriesStart(series, n_frames, 0, tuple(channels), metadata), *events]
 
 
-def _image(fields: Mapping[str, Any], max_image_bytes: int) -> list[Event]:
-    series, frame = _series(fields), whole(fields, "image_id", _kind(fields))
+def _image(
+    fields: Mapping[str, Any], series: str | None, frame: int | None, max_image_bytes: int
+) -> list[Event]:
+    if series is None or frame is None:  # this says why
+        series, frame = _series(fields), whole(fields, "image_id", "image")
     data = need(fields, "data", "image")
     if not isinstance(data, Mapping) or not 1 <= len(data) <= MAX_CHANNELS:
         raise BadFrame(f"image: data: expected a map of 1 to {MAX_CHANNELS} channels, got {shown(data)}")

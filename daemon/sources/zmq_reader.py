@@ -98,11 +98,8 @@ class ZmqSource:
     def events(self) -> Iterator[Event]:
         """Yield what arrives until the source is closed."""
         while not self._closed:
-            parts = self._receive()
-            if parts:
-                yield from self._decode([part.buffer for part in parts])
-            else:
-                yield Idle()
+            # No name holds the message while the next one is waited for: its memory is free by then.
+            yield from self._next()
 
     def describe(self) -> str:
         """Say what it listens to, how and where."""
@@ -114,22 +111,22 @@ class ZmqSource:
         self._closed = True
         self._context.destroy(linger=0)
 
-    def _receive(self) -> list[zmq.Frame]:
-        """Return the parts of the next message, not copied; none when it did not come in a moment.
+    def _next(self) -> list[Event]:
+        """Return the events of the next message, `Idle` when none came in a moment.
 
         A message is published again, all parts as they came, before anybody looks into it.
         """
         try:
             part = self._socket.recv(copy=False)
         except zmq.Again:
-            return []
+            return [Idle()]
         parts = [part]
         while part.more:
             part = self._socket.recv(copy=False)
             parts.append(part)
         if self._output is not None:
             self._output.send_multipart(parts, copy=False)
-        return parts
+        return self._decode([part.buffer for part in parts])
 
     def _open_input(self, where: str) -> zmq.Socket[bytes]:
         config = self._config

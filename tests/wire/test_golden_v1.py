@@ -103,6 +103,20 @@ def test_every_encoding_and_type(
     assert decoded.tobytes() == pixels.tobytes()  # bits, so that NaN counts as well
 
 
+@pytest.mark.parametrize("more", [(), (b"",), (b'{"position_um": [1, 2.5]}',), (b"note",)])
+def test_the_quick_way_and_the_thorough_one_say_the_same(more: tuple[bytes, ...]) -> None:
+    """Usual images take the quick one; a time written as 1.5e9 does not."""
+    decoder = Decoder()
+    decoder.decode(g.header())
+    for encoding in ENCODINGS:
+        usual = g.image(4, g.PIXELS.astype(np.uint32), encoding, *more)
+        unusual = list(usual)
+        unusual[3] = usual[3].replace(b"1500000000", b"1.5e9")
+        assert decoder._usual_image(usual) is not None
+        assert decoder._usual_image(unusual) is None
+        assert decoder.decode(usual) == decoder.decode(unusual)
+
+
 def test_shape_is_x_y() -> None:
     """A frame that is not square tells columns from rows."""
     parts = g.image(4, g.PIXELS)

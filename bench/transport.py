@@ -1,0 +1,148 @@
+"""A source without analysis beside a bare pyzmq PULL socket: what receiving and decoding costs.
+
+Started as a module it is the sender, a process of its own: it reads addresses from standard input
+and sends the same messages to each, as fast as they are taken.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import islice
+
+import zmq
+
+from bench.report import Report
+from bench.source import frame
+from daemon.sources import dectris_v1, dectris_v1_sim, dectris_v2, dectris_v2_sim
+from daemon.sources.base import Arrival
+
+ASKED_PERCENT = 90.0
+FORMATS = {"V1": dectris_v1, "V2": dectris_v2}
+ALGORITHMS = ("bslz4", "none")  # about 0.4 MB and 8.4 MB
+HIGH_WATER_MARK = 32
+LIMIT_S = 60.0
+
+
+def rows(report: Report) -> None:
+    """Receive the same messages by either, in turn."""
+    for name in FORMATS:
+        for algorithm in ALGORITHMS:
+            transport_row(report, name, algorithm)
+
+
+def transport_row(report: Report, name: str, algorithm: str) -> None:
+    """Take the ratio of neighbouring runs: the machine may change its mind between them."""
+    repeats = report.scale(full=15, quick=3)
+    count = {"bslz4": report.scale(full=2000, quick=200), "none": report.scale(full=200, quick=30)}[algorithm]
+    command = [sys.executable, "-m", "bench.transport", name, algorithm, str(count), str(report.seed)]
+    bare_s, source_s = [], []
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sender:
+        try:
+            assert sender.stdin is not None
+            assert sender.stdout is not None
+            nbytes = int(sender.stdout.readline())
+            for repeat in range(repeats + 1):
+                # Who goes first changes, and the first turn of both is not counted.
+                pair = {}
+                for by_source in (repeat % 2 == 0, repeat % 2 == 1):
+                    taken = _by_source(name, sender) if by_source else _bare(sender)
+                    pair[by_source] = _seconds(taken, count)
+                if repeat:
+                    bare_s.append(pair[False])
+                    source_s.append(pair[True])
+        finally:
+            sender.kill()
+    ratios = [100 * bare / source for bare, source in zip(bare_s, source_s, strict=True)]
+    per_s = [count / statistics.median(seconds) for seconds in (bare_s, source_s)]
+    report.add(
+        f"transport, Stream {name}, {nbytes / 1e6:.2g} MB messages: source without analysis, of a bare PULL",
+        statistics.median(ratios),
+        "%",
+        at_least=ASKED_PERCENT,
+        peer=f"{per_s[0]:.0f} messages/s bare, {per_s[1]:.0f} by the source (this run)",
+        conditions=f"median of {repeats} pairs of runs in turn, {min(ratios):.1f} to {max(ratios):.1f} %;"
+        f" {count} messages each, tcp loopback, not copied, high water mark {HIGH_WATER_MARK},"
+        " sender in a process of its own",
+        data={"ratios_percent": ratios, "bare_s": bare_s, "source_s": source_s, "message_bytes": nbytes},
+    )
+
+
+def _seconds(taken: Iterator[None], count: int) -> float:
+    """Return how long it takes from the first message to the last, without the collector's pauses."""
+    gc.collect()
+    gc.disable()
+    try:
+        next(taken)
+        began = time.perf_counter()
+        got = sum(1 for _ in islice(taken, count))
+        took = time.perf_counter() - began
+    finally:
+        gc.enable()
+        taken.close()  # type: ignore[attr-defined]  # a generator: closes its socket
+    if got != count:
+        raise RuntimeError(f"{got} of {count} messages arrived")
+    return took
+
+
+def _bare(sender: subprocess.Popen[str]) -> Iterator[None]:
+    """Take messages as pyzmq gives them."""
+    with zmq.Context() as context, context.socket(zmq.PULL) as socket:
+        socket.set_hwm(HIGH_WATER_MARK)
+        socket.setsockopt(zmq.RCVTIMEO, round(1000 * LIMIT_S))
+        port = socket.bind_to_random_port("tcp://127.0.0.1")
+        _send_to(sender, f"tcp://127.0.0.1:{port}")
+        while True:
+            socket.recv_multipart(copy=False)
+            yield
+
+
+def _by_source(name: str, sender: subprocess.Popen[str]) -> Iterator[None]:
+    """Take messages as the daemon does, up to the image whose pixels are still compressed."""
+    module = FORMATS[name]
+    config = module.Config(address="tcp://127.0.0.1:*", bind=True, high_water_mark=HIGH_WATER_MARK)
+    source = module.open_source(config, "bench")
+    until = time.monotonic() + LIMIT_S
+    try:
+        _send_to(sender, source.address)
+        for event in source.events():
+            if isinstance(event, Arrival):
+                yield
+            elif time.monotonic() > until:
+                raise RuntimeError(f"no image in {LIMIT_S:.0f} s, but {event}")
+    finally:
+        source.close()
+
+
+def _send_to(sender: subprocess.Popen[str], address: str) -> None:
+    assert sender.stdin is not None
+    print(address, file=sender.stdin, flush=True)
+
+
+def main(name: str, algorithm: str, count: str, seed: str) -> None:
+    """Send one message more than `count` to every address that is read."""
+    pixels = frame(Report(seed=int(seed)).rng("source"), "uint16")
+    now = datetime.now(UTC)
+    if name == "V1":
+        first = dectris_v1_sim.encode_exposure(pixels, algorithm)
+        parts = dectris_v1_sim.SeriesCoder(1, now).image(7, first, 0.05)
+    else:
+        second = dectris_v2_sim.encode_exposure(pixels, ("threshold_1",), algorithm)
+        parts = dectris_v2_sim.SeriesCoder(1, "bench", now).image(7, second, 0.05)
+    print(sum(map(len, parts)), flush=True)
+    with zmq.Context() as context:
+        for line in sys.stdin:
+            with context.socket(zmq.PUSH) as socket:
+                socket.set_hwm(HIGH_WATER_MARK)
+                socket.connect(line.strip())
+                for _ in range(int(count) + 1):
+                    socket.send_multipart(parts, copy=False)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
