@@ -125,7 +125,7 @@ class Aggregator(Protocol):
 
 
 class Watch(Protocol):
-    """Follows all results of a stream, series after series (for a detector that moves): pure, one a stream."""
+    """Follows all results of a stream, over all its series (for a detector that moves): pure."""
 
     @property
     def text(self) -> str:
@@ -135,6 +135,10 @@ class Watch(Protocol):
     @property
     def alarm(self) -> bool:
         """Whether it has something to complain of."""
+        ...
+
+    def same_as(self, other: Watch) -> bool:
+        """Whether another one would watch for the same: then it goes on when the configuration changes."""
         ...
 
     def take(self, result: LaueResult) -> tuple[LaueResult, Sequence[AnyMessage]]:

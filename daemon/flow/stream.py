@@ -77,7 +77,7 @@ class Stream:
         A series that is open keeps its scan, and what sums it up.
         """
         self.intake.set_table(intake)
-        self.watching = watching
+        self.watching = self.watching.followed_by(watching)
         self._wanted = plugin
 
     def part(self) -> Part:

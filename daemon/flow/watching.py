@@ -24,6 +24,11 @@ class Watching:
         """What the watch knows, in words; "" without one."""
         return self._watch.text if self._watch is not None else ""
 
+    def followed_by(self, other: Watching) -> Watching:
+        """Return which of two goes on under another configuration: this one where both watch for the same."""
+        same = self._watch is not None and other._watch is not None and self._watch.same_as(other._watch)
+        return self if same else other
+
     def take(self, result: LaueResult) -> tuple[LaueResult, Sequence[AnyMessage]]:
         """Return the result as it is to be published, and what is to be published after it."""
         watch = self._watch

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from grainwatch.config import Table
 from grainwatch.messages import DriftObservation, DriftReport, LaueResult
+from pipelines.frame import Watch
 from pipelines.laue.analysis import FrameAnalysis
 from pipelines.laue.calibration_fit import Geometry
 from pipelines.laue.drift import Drift, DriftWatch, Observation, observe
@@ -117,19 +118,19 @@ def observation_of(
 class ReferenceWatch:
     """Follows the observations in the results of a stream; implements `pipelines.frame.Watch`.
 
-    It begins anew with another calibration. Of several channels it follows the first that shows the
-    crystal, because they are the same exposures.
+    It begins anew with another calibration, and goes on over all other changes of a configuration. Of
+    several channels it follows the first that shows the crystal, because they are the same exposures.
     """
 
     def __init__(self, table: DriftTable) -> None:
-        self._table = table
+        self.table = table
         self._begin("")
 
     def _begin(self, calibration_hash: str) -> None:
-        self._watch = self._table.begin()
+        self._watch = self.table.begin()
         self._calibration_hash = calibration_hash
         self._channel: str | None = None
-        self._material = self._table.material
+        self._material = self.table.material
         self._drift: Drift | None = None
         self._unseen = 0
         self._state = ""
@@ -145,6 +146,10 @@ class ReferenceWatch:
     def alarm(self) -> bool:
         """Whether the detector has moved."""
         return self._state == "moved"
+
+    def same_as(self, other: Watch) -> bool:
+        """Whether another one follows the same crystal in the same way."""
+        return isinstance(other, ReferenceWatch) and other.table == self.table
 
     def take(self, result: LaueResult) -> tuple[LaueResult, list[DriftReport]]:
         """Take a result; return it, flagged after an alarm, and a report when one is due."""

@@ -202,7 +202,8 @@ class JointCalibrator:
         """
         if not frames:
             raise CalibrationError(f"no frame that shows a crystal of {self.material.name}")
-        kept, left_out = list(frames), []
+        kept = list(frames)
+        left_out: list[int] = []
         while True:
             try:
                 return replace(self._calibrated(kept), left_out=tuple(sorted(left_out)))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from testkit.laue import AREA, CALIBRATION, material, phase, random_turns
 
+from daemon.flow.watching import Watching
 from grainwatch.config import ConfigError, convert
 from grainwatch.messages import (
     ArrayData,
@@ -226,6 +227,18 @@ def test_another_calibration_begins_anew_and_a_second_channel_is_left_out() -> N
     assert not watch.alarm
     assert results[0].flags == ()
     assert (reports[0].frames, reports[0].calibration_hash) == (1, "two")
+
+
+def test_it_goes_on_when_a_new_configuration_watches_for_the_same() -> None:
+    rng = np.random.default_rng(9)
+    running = Watching("laue", ReferenceWatch(TABLE))
+    for number in range(3):
+        running.take(synthetic(number, rng))
+    assert running.followed_by(Watching("laue", ReferenceWatch(TABLE))) is running
+    for other in (None, ReferenceWatch(DriftTable(material="Si"))):
+        follows = running.followed_by(Watching("laue", other))
+        assert follows is not running
+        assert "Ge" not in follows.text
 
 
 @pytest.mark.parametrize(
