@@ -134,11 +134,15 @@ class ScanTable(Table, frozen=True, kw_only=True):
         Distance of the points; with it, frames that bring coordinates are placed by these.
     snake : bool
         Every second line runs backwards.
+    origin_um : list of float
+        Coordinates of the point where the grid begins. Without it the first frame that comes tells
+        them, whose own point its number gives: not enough for a scan that jumps about.
     """
 
     shape: tuple[int, ...]
     step_um: tuple[float, ...] = ()
     snake: bool = False
+    origin_um: tuple[float, ...] = ()
 
 
 class StreamTable(Table, frozen=True, kw_only=True):
@@ -340,6 +344,10 @@ def _check_values(config: Config, where: str) -> None:
                 (
                     not step or len(step) == len(shape),
                     f"{at}.scan.step_um: expected {len(shape)} numbers, one for each axis of shape",
+                ),
+                (
+                    not stream.scan.origin_um or len(stream.scan.origin_um) == len(step),
+                    f"{at}.scan.origin_um: expected {len(shape)} numbers, and step_um beside it",
                 ),
             ]
     for good, message in checks:

@@ -31,13 +31,14 @@ class GridWalk:
     """The grid of one series.
 
     Positions count where the scan has steps and the frames bring coordinates. They are measured
-    from the first frame that came, whose own place its number gives.
+    from the origin that the scan names; else from the first frame that came, whose own place its
+    number gives.
     """
 
     def __init__(self, scan: ScanTable, first_frame: int) -> None:
         self._scan = scan
         self._first_frame = first_frame
-        self._origin_um: tuple[float, ...] | None = None
+        self._origin_um = scan.origin_um or None
 
     def index(self, frame: int, position_um: tuple[float, ...] | None) -> tuple[int, ...] | None:
         """Return the grid index of a frame; None when it lies outside of the grid."""

@@ -19,14 +19,14 @@ from grainwatch.config import ConfigError, EdgeTable, ScanTable, StreamTable, co
         (
             {"shape": [1], "snack": True},
             ScanTable,
-            "F: s: unknown key `snack`: did you mean snake? Known keys: shape, step_um, snake",
+            "F: s: unknown key `snack`: did you mean snake? Known keys: shape, step_um, snake, origin_um",
         ),
         (
             {"source": {}, "pipeline": {}, "scan": {"shape": [1], "steps": 2}},
             StreamTable,
-            "F: s.scan: unknown key `steps`: did you mean step_um? Known keys: shape, step_um, snake",
+            "F: s.scan: unknown key `steps`: did you mean step_um? Known keys: shape, step_um, snake, origin_um",
         ),
-        ({"xyz": 1}, ScanTable, "F: s: unknown key `xyz`; known keys: shape, step_um, snake"),
+        ({"xyz": 1}, ScanTable, "F: s: unknown key `xyz`; known keys: shape, step_um, snake, origin_um"),
         (
             {"source": {}, "pipeline": {}, "scan": 4},
             StreamTable,

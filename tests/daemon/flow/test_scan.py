@@ -34,3 +34,14 @@ def test_positions_count_where_there_are_steps() -> None:
     assert walk.index(3, (112.0, 40.0)) is None
     assert walk.index(4, (float("nan"), 1.0)) is None
     assert walk.index(5, None) == (1, 1)
+
+
+def test_an_origin_that_is_told_places_frames_of_any_order() -> None:
+    """Also after a restart, when the first frame that comes is not the first of the scan."""
+    scan = ScanTable(shape=(3, 2), step_um=(0.5, 2.0), origin_um=(10.0, -3.0))
+    for first in (0, 4):
+        walk = GridWalk(scan, 0)
+        assert walk.index(first, (10.5, -1.0)) == (1, 1)
+        assert walk.index(99, (10.0, -3.0)) == (0, 0)
+        assert walk.index(3, (11.5, -3.0)) is None
+        assert walk.index(5, None) == (2, 1)
