@@ -91,6 +91,7 @@ class Report:
 
     def _errors(self) -> dict[str, str]:
         errors = {f"sink {s.name}": s.last_error for s in self._outbox.sinks if s.last_error}
+        errors |= {f"source {s.name}": s.problem for s in self._streams.values() if s.problem}
         if self._ledger.fault:
             errors["ledger"] = self._ledger.fault
         if self._dispatcher.broken:

@@ -45,6 +45,8 @@ IGNORED: Final = (
 )
 
 _IDLE_S: Final = 0.1
+#: How long a stop waits for a share, in seconds.
+_CLOSE_S: Final = 2.0
 #: Frames that are read ahead of the daemon.
 _AHEAD: Final = 2
 
@@ -55,8 +57,8 @@ class Config(Table, frozen=True, kw_only=True):
     Attributes
     ----------
     path : str
-        A folder, for the files in it; or a pattern with `*`, `?`, `[]`, and `**` for all folders below:
-        "/data/**/*.tif".
+        A folder, for the files in it; one file that grows; or a pattern with `*`, `?`, `[]`, and `**` for
+        all folders below: "/data/**/*.tif".
     poll_s : float
         Seconds between two looks; after a look that took long, ten times as long.
     settle_s : float
@@ -204,12 +206,13 @@ class FolderSource:
     def close(self) -> None:
         """Stop reading."""
         self._closed.set()
-        if self._thread.ident is None:
-            self._journal.close()
-            return
-        self._thread.join(2.0)
+        if self._thread.ident is not None:
+            self._thread.join(_CLOSE_S)
         if self._thread.is_alive():
             log.error("%s: still waits for the share: left behind", self.describe())
+            return
+        self._reader.book.note_ended()
+        self._journal.close()
 
     def _work(self) -> None:
         try:
@@ -217,10 +220,6 @@ class FolderSource:
         except Exception as error:
             log.exception("%s: reading broke down", self._config.path)
             self._put(error)
-        finally:
-            self._closed.wait()
-            self._reader.book.note_ended()
-            self._journal.close()
 
     def _read_on(self) -> None:
         for item in self._reader.events():

@@ -181,7 +181,7 @@ def header_time(header: Mapping[str, Any], key: str) -> float:
     except ValueError:
         return 0.0
     try:
-        return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+        return max(0.0, (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp())
     except (OverflowError, ValueError, OSError):
         return 0.0
 

@@ -48,7 +48,9 @@ class Listing:
 
 
 class FilePattern:
-    """A folder (the files in it) or a pattern with ``*``, ``?``, ``[]``, and ``**`` for all folders below.
+    """A folder (the files in it), one file, or a pattern.
+
+    In a pattern ``*``, ``?`` and ``[]`` stand for parts of a name, and ``**`` for all folders below.
 
     Parameters
     ----------
@@ -63,6 +65,7 @@ class FilePattern:
         parts = os.path.abspath(path).split(os.sep)
         fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
         self.root = os.sep.join(parts[:fixed]) or os.sep
+        self._magic = fixed < len(parts)
         names = parts[fixed:] or ["*"]
         self._parts: list[_Part] = [_ANY if n == "**" else re.compile(translate(n)) for n in names]
         self._last = len(names) - 1
@@ -80,6 +83,9 @@ class FilePattern:
         OSError
             If the folder that the pattern begins with cannot be read.
         """
+        if not self._magic and os.path.isfile(self.root):
+            self.root, name = os.path.split(self.root)
+            self._parts = [re.compile(re.escape(name))]
         found = Listing()
         waiting = [(self.root, self._closed({0}))]
         while waiting:
@@ -116,7 +122,7 @@ class FilePattern:
                     continue
                 if self._ignored.match(name):
                     continue
-                matches = files_here and (file_part is _ANY or file_part.match(name) is not None)
+                matches = files_here and (file_part is _ANY or file_part.fullmatch(name) is not None)
                 deeper = self._below(name, at)
                 if matches and entry.is_file():
                     listing.files.append((folder, entry))
@@ -133,7 +139,7 @@ class FilePattern:
             part = self._parts[i]
             if part is _ANY:
                 found.add(i)
-            elif i < self._last and part.match(name):
+            elif i < self._last and part.fullmatch(name):
                 found.add(i + 1)
         return self._closed(found)
 
