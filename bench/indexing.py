@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from bench.bounds import mean_at_most_95
-from bench.patterns import BAND_KEV, GEOMETRY_C, Condition, Score, pattern, reflections, score
+from bench.patterns import BAND_KEV, GEOMETRY_C, Condition, pattern, reflections
 from bench.report import Report
+from offline_training.laue.scoring import Tally, score
 from pipelines import rotations
 from pipelines.laue.crystal import load_material
 from pipelines.laue.forward import simulate_pattern
@@ -37,34 +36,6 @@ _CASES = (
     ("ZrO2", 2, None, None, "", ""),
     ("ZrO2", 5, None, None, "", ""),
 )
-
-
-@dataclass
-class Tally:
-    """Times and scores of one indexer on one condition."""
-
-    times_s: list[float] = field(default_factory=list)
-    scores: list[Score] = field(default_factory=list)
-
-    def add(self, indexer: Indexer, xy_px: FloatArray, truth: FloatArray) -> None:
-        start = time.perf_counter()
-        found = indexer.index(xy_px)
-        self.times_s.append(time.perf_counter() - start)
-        material = indexer.phases[0].material
-        ubs = np.array([c.matrix @ material.B0 for c in found]).reshape(-1, 3, 3)
-        self.scores.append(score(ubs, truth, material))
-
-    @property
-    def found(self) -> int:
-        return sum(s.found for s in self.scores)
-
-    @property
-    def truths(self) -> int:
-        return sum(s.truths for s in self.scores)
-
-    @property
-    def false(self) -> int:
-        return sum(s.false for s in self.scores)
 
 
 def rows(report: Report) -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.bounds import mean_at_most_95
-from bench.indexing import Tally
 from bench.patterns import BAND_KEV, GEOMETRY_C, Condition, pattern, reflections
 from bench.report import ROOT, Report, repetitions_s
 from offline_training.laue.figures import measure
+from offline_training.laue.scoring import Tally
 from offline_training.laue.simulator import PatternSimulator
 from pipelines.laue.analysis import LaueAnalysis
 from pipelines.laue.classes import REJECT

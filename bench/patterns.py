@@ -11,19 +11,16 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from bench.report import Report
 from pipelines import rotations
-from pipelines.laue.crystal import Material, load_material
+from pipelines.laue.crystal import load_material
 from pipelines.laue.forward import Pattern, random_positions, simulate_pattern
 from pipelines.laue.geometry import Calibration, DetectorArea, two_theta_chi_deg
 from pipelines.laue.lauetools_files import PeakFile, write_cor
-from pipelines.laue.orientation import lattice_rotation
 from pipelines.laue.reflections import ReflectionList, build_reflections
 
 BAND_KEV = (5.0, 22.0)
-FOUND_WITHIN_DEG = 0.2
 GEOMETRY_C = Calibration.from_lauetools(
     (79.612, 977.81, 932.17, 0.477, 0.447), pixel_size_mm=0.0734, shape=(2018, 2016), label="sCMOS"
 )
@@ -66,29 +63,6 @@ class Condition:
         )
 
 
-@dataclass(frozen=True)
-class Score:
-    """Crystals that were returned for one pattern, against the truth.
-
-    Attributes
-    ----------
-    found, truths, returned : int
-        Each true crystal counts once, however often it was returned.
-    misorientation_deg : tuple of float
-        Of each one found, against the truth it stands for.
-    """
-
-    found: int
-    truths: int
-    returned: int
-    misorientation_deg: tuple[float, ...]
-
-    @property
-    def false(self) -> int:
-        """Returned crystals that are no true one, repeats of a true one among them."""
-        return self.returned - self.found
-
-
 @cache
 def reflections(material: str) -> ReflectionList:
     """Return the reflections of a built-in material in the band of the benchmarks."""
@@ -118,22 +92,6 @@ def pattern(
     )
 
 
-def score(returned_ubs: npt.ArrayLike, truth_ubs: npt.ArrayLike, material: Material) -> Score:
-    """Compare returned UB (n, 3, 3) with true ones (m, 3, 3) of the same material, pairs nearest first."""
-    returned, truth = (
-        np.asarray(ubs, dtype=np.float64).reshape(-1, 3, 3) for ubs in (returned_ubs, truth_ubs)
-    )
-    angles = _misorientations_deg(returned, truth, material)
-    close = np.argwhere(angles <= FOUND_WITHIN_DEG)
-    found: dict[int, float] = {}
-    used: set[int] = set()
-    for i, j in sorted(close.tolist(), key=lambda pair: float(angles[pair[0], pair[1]])):
-        if i not in used and j not in found:
-            used.add(i)
-            found[j] = float(angles[i, j])
-    return Score(len(found), len(truth), len(returned), tuple(found.values()))
-
-
 def write_peaks(path: Path, peaks: Pattern, calibration: Calibration = GEOMETRY_C) -> None:
     """Write a peak list as a LaueTools .cor file, for a peer."""
     two_theta, chi = two_theta_chi_deg(calibration.directions(peaks.xy_px))
@@ -154,14 +112,3 @@ def _random_peaks(n: int, area: DetectorArea, rng: np.random.Generator) -> Patte
         materials=(),
         spots_expected=np.empty(0, dtype=np.int32),
     )
-
-
-def _misorientations_deg(
-    returned: npt.NDArray[np.float64], truth: npt.NDArray[np.float64], material: Material
-) -> npt.NDArray[np.float64]:
-    """Smallest rotation angle between the lattices, (n, m)."""
-    between = np.einsum(
-        "nji,mjk->nmik", lattice_rotation(returned, material), lattice_rotation(truth, material)
-    )
-    turned = np.einsum("nmij,sjk->nmsik", between, material.lattice_rotations)
-    return np.asarray(rotations.angle_deg(rotations.from_matrix(turned)).min(axis=-1))

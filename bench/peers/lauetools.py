@@ -20,8 +20,9 @@ import numpy.typing as npt
 
 from bench import data
 from bench.bounds import mean_at_most_95
-from bench.patterns import Condition, pattern, score, write_peaks
+from bench.patterns import Condition, pattern, write_peaks
 from bench.report import Report
+from offline_training.laue.scoring import score
 from pipelines.laue.crystal import load_material
 from pipelines.laue.forward import Pattern
 from pipelines.laue.lauetools_files import read_det

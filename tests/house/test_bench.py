@@ -17,8 +17,9 @@ from scipy.stats import binom, poisson
 from bench import BENCHES
 from bench import report as report_module
 from bench.bounds import at_most_95, mean_at_most_95
-from bench.patterns import Condition, pattern, reflections, score
+from bench.patterns import Condition, pattern, reflections
 from bench.report import Report, repetitions_s
+from offline_training.laue.scoring import score
 from pipelines.laue.crystal import load_material
 
 ROOT = Path(__file__).resolve().parents[2]
