@@ -32,7 +32,7 @@ REMEMBERED: Final = 16
 #: Descriptors, resources and datums of one run.
 MOST_KNOWN: Final = 100_000
 #: Events of one stream_datum.
-MOST_EVENTS: Final = 100_000
+MOST_EVENTS: Final = 50_000
 
 _MID_RUN: Final = "(subscribed in mid-run, or documents were lost)"
 
@@ -324,17 +324,18 @@ class Documents:
         if seq_stop - seq_num != stop - first:
             seq_num = first + 1  # a detector that does not know the events counts its own
         seq_num = max(seq_num, 1)
+        if run.over:
+            raise BadFrame(f"stream_datum of run {run.uid}, which has ended")
         resource = self._resources.get(uid)
-        if resource is not None and resource.data_key != descriptor.image:
+        if resource is None:
+            raise BadFrame(
+                f"stream_datum of events {seq_num} on: its stream_resource {uid} did not come {_MID_RUN}"
+            )
+        if resource.data_key != descriptor.image:
             return []
-        if run.over or resource is None or resource.asset is None:
-            reason = f"its stream_resource {uid} did not come {_MID_RUN}"
-            if run.over:
-                reason = f"stream_datum of run {run.uid} came after the end of the run"
-                return [Bad(reason, run.uid, n) for n in range(seq_num, seq_num + stop - first)]
-            reason = resource.fault if resource is not None else reason
+        if resource.asset is None:
             numbers = range(seq_num, seq_num + stop - first)
-            return [bad for n in numbers for bad in run.fail(descriptor, n, reason)]
+            return [bad for n in numbers for bad in run.fail(descriptor, n, resource.fault)]
         per_event = descriptor.per_event
         span = Span(descriptor, resource.asset, first * per_event, seq_num, stop - first, per_event, now)
         run.await_files(uid, span)

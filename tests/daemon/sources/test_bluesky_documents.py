@@ -402,7 +402,7 @@ def test_a_resource_that_is_not_read_fails_its_frames_with_the_reason(tmp_path: 
     other = {"indices": {"start": 0, "stop": 1}, "seq_nums": {"start": 1, "stop": 2}}
     assert bench.take("stream_datum", stream_resource="sum", descriptor="d-r", **other) == []
     unknown = bench.take("stream_datum", stream_resource="lost", descriptor="d-r", **other)
-    assert "its stream_resource lost did not come" in reasons(unknown)[0]
+    assert "stream_datum of events 1 on: its stream_resource lost did not come" in reasons(unknown)[0]
 
 
 def test_datum_and_event_find_each_other_either_way_round(tmp_path: Path) -> None:
