@@ -201,7 +201,8 @@ class FolderSource:
 
     def describe(self) -> str:
         """Say what it reads."""
-        return f"folder {Path(self._config.path).absolute()}, {self._reader.taken} images taken"
+        waiting = f", {self._reader.waiting} files waiting" if self._reader.waiting else ""
+        return f"folder {Path(self._config.path).absolute()}, {self._reader.taken} images taken{waiting}"
 
     def close(self) -> None:
         """Stop reading."""

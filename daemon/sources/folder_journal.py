@@ -7,6 +7,7 @@ then, or lost in a crash, the ledger knows; the journal says in which file it li
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
@@ -25,14 +26,14 @@ _VERSION: Final = 1
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS series (
-    id INTEGER PRIMARY KEY, key TEXT NOT NULL, name TEXT NOT NULL, folder TEXT NOT NULL,
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL, name TEXT NOT NULL, folder BLOB NOT NULL,
     first INTEGER NOT NULL, ended INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS series_of ON series (key);
 CREATE TABLE IF NOT EXISTS files (
-    path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, given INTEGER NOT NULL)
+    path BLOB PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, given INTEGER NOT NULL)
     WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS images (
-    series INTEGER NOT NULL, path TEXT NOT NULL, image INTEGER NOT NULL, frame INTEGER NOT NULL,
+    series INTEGER NOT NULL, path BLOB NOT NULL, image INTEGER NOT NULL, frame INTEGER NOT NULL,
     PRIMARY KEY (series, path, image)) WITHOUT ROWID;
 """
 
@@ -100,14 +101,14 @@ class Journal:
     def files(self) -> Iterator[tuple[str, Mark]]:
         """Yield all files that were taken; inodes are not kept, they do not outlive a mount."""
         for path, size, mtime_ns, given in self._db.execute("SELECT path, size, mtime_ns, given FROM files"):
-            yield path, Mark(0, size, mtime_ns, given)
+            yield os.fsdecode(path), Mark(0, size, mtime_ns, given)
 
     def note(self, files: Iterable[tuple[str, Mark]]) -> None:
         """Note what files were like, and how many images of each were handed over."""
         with self._transaction():
             self._db.executemany(
                 "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)",
-                [(path, mark.size, mark.mtime_ns, mark.given) for path, mark in files],
+                [(os.fsencode(path), mark.size, mark.mtime_ns, mark.given) for path, mark in files],
             )
 
     def take(self, path: str, mark: Mark, series: FolderSeries | None, image: int, frame: int) -> None:
@@ -115,11 +116,12 @@ class Journal:
         with self._transaction():
             self._db.execute(
                 "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)",
-                (path, mark.size, mark.mtime_ns, mark.given),
+                (os.fsencode(path), mark.size, mark.mtime_ns, mark.given),
             )
             if series is not None:
                 self._db.execute(
-                    "INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?)", (series.row, path, image, frame)
+                    "INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?)",
+                    (series.row, os.fsencode(path), image, frame),
                 )
 
     # Series.
@@ -132,7 +134,8 @@ class Journal:
             (before,) = self._db.execute("SELECT count(*) FROM series WHERE key = ?", (key,)).fetchone()
             new = f"{key} ({before + 1})" if before else key
             added = self._db.execute(
-                "INSERT INTO series (key, name, folder, first) VALUES (?, ?, ?, ?)", (key, new, folder, first)
+                "INSERT INTO series (key, name, folder, first) VALUES (?, ?, ?, ?)",
+                (key, new, os.fsencode(folder), first),
             )
             row, name = int(added.lastrowid or row), new
         return FolderSeries(row, key, name, folder, first)
@@ -146,12 +149,12 @@ class Journal:
     def open_series(self) -> list[FolderSeries]:
         """Return the series whose end the daemon may not know of, oldest first."""
         rows = self._db.execute("SELECT id, key, name, folder, first FROM series WHERE NOT ended ORDER BY id")
-        return [FolderSeries(*row) for row in rows]
+        return [FolderSeries(row, key, name, os.fsdecode(f), first) for row, key, name, f, first in rows]
 
     def images(self, series: FolderSeries) -> list[tuple[str, int, int]]:
         """Return (path, image, frame) of all that was handed over of an open series."""
         rows = self._db.execute("SELECT path, image, frame FROM images WHERE series = ?", (series.row,))
-        return [(str(path), int(image), int(frame)) for path, image, frame in rows]
+        return [(os.fsdecode(path), int(image), int(frame)) for path, image, frame in rows]
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

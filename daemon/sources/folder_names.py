@@ -119,6 +119,15 @@ def _suffix_length(name: str) -> int:
     return length if suffix[1:].isdigit() else length + len(suffix)
 
 
+def printable(name: str) -> str:
+    r"""Return a name that can be stored and sent: shares also have names in encodings of long ago.
+
+    >>> printable("scan_\udcb5m.tif")
+    'scan_\\udcb5m.tif'
+    """
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def header_value(header: Mapping[str, Any], key: str) -> Any:
     """Return what a header says under a key; None if nothing.
 

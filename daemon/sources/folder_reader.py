@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from daemon.sources.base import Arrival, Bad, Event, Exhausted, SourceContext
 from daemon.sources.folder_journal import Journal
+from daemon.sources.folder_names import printable
 from daemon.sources.folder_pattern import FilePattern
 from daemon.sources.folder_rules import Rules
 from daemon.sources.folder_series import SeriesBook
@@ -55,6 +56,11 @@ class FolderReader:
         self._busy: tuple[str, float] | None = None
         self._waiting = ""
         self.taken = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many files are there that were not read yet. For other threads."""
+        return len(self._watch.pending)
 
     @property
     def problem(self) -> str:
@@ -130,7 +136,7 @@ class FolderReader:
 
     def _belongs(self, file: WatchedFile) -> bool:
         current = self.book.current
-        return current is not None and current.key in (file.key, file.path)
+        return current is not None and current.key in (file.key, printable(file.path))
 
     def _is_under_way(self) -> bool:
         """Return whether files of the current series are still written: those of another one can wait."""
@@ -145,20 +151,42 @@ class FolderReader:
             if not watch.is_unchanged(file):
                 return
             writer = hdf5_writer(file.path)
-            if writer != "alone":
-                yield from self._read(file, check=not writer)
-            if not file.settled:
-                return  # it changed meanwhile
             if writer:
-                self._wait_for_writer(file, writer)
-            elif file.given == 0:
-                raise BadFrame(f"{file.path}: holds no image that was written")
+                yield from self._read_beside(writer, file)
             else:
-                watch.finish(file)
+                yield from self._read(file, check=True)
+                if file.settled and file.given == 0:
+                    raise BadFrame(f"{file.path}: holds no image that was written")
+                if file.settled:  # else it changed meanwhile
+                    watch.finish(file)
         except (BadFrame, OSError) as error:
             yield from self._not_read(file, error)
         finally:
             self._busy = None
+
+    def _read_beside(self, writer: str, file: WatchedFile) -> Iterator[Event]:
+        """Read what there is of an HDF5 file that its writer has open, and have it looked at again.
+
+        Nothing is known of when such a writer goes on, so that patience counts only where the source is
+        to end.
+        """
+        file.why = f"{file.path}: its writer has it open and lets nobody read"
+        if writer == "swmr":
+            file.why = ""
+            try:
+                yield from self._read(file, check=False)
+            except BadFrame as error:
+                if is_away(error):
+                    raise
+                file.why = str(error)
+        now = time.monotonic()
+        file.try_at = now + self._config.poll_s
+        if self._config.once and now - file.changed >= self._config.patience_s:
+            log.warning("%s: its writer left it open", file.path)
+            if file.why:
+                yield from self._give_up(file)
+            else:
+                self._watch.finish(file)
 
     def _read(self, file: WatchedFile, check: bool) -> Iterator[Event]:
         """Hand over the images of a file; with `check` only such as did not change while they were read."""
@@ -176,17 +204,6 @@ class FolderReader:
             # It changed and holds no more images than before: they are others.
             file.given = 0
             yield from self._read(file, check)
-
-    def _wait_for_writer(self, file: WatchedFile, writer: str) -> None:
-        """Have a file looked at again whose writer has it open."""
-        now = time.monotonic()
-        if self._config.once and now - file.changed >= self._config.patience_s:
-            log.warning("%s: its writer left it open; taken as it is", file.path)
-            self._watch.finish(file)
-            return
-        if writer == "alone":
-            file.why = f"{file.path}: its writer has it open and lets nobody read"
-        file.try_at = now + self._config.poll_s
 
     def _not_read(self, file: WatchedFile, error: BadFrame | OSError) -> Iterator[Event]:
         """Have a file tried again, or give it up when patience is over."""
@@ -217,11 +234,11 @@ class FolderReader:
         file.given += 1
         if series is None or frame < series.first:
             self._journal.take(file.path, file.mark(), None, image, -1)
-            event = Bad(file.why)
+            event = Bad(printable(file.why))
         else:
             self._journal.take(file.path, file.mark(), series, image, frame)
             series.frames.add(frame)
-            event = Bad(file.why, series.name, frame)
+            event = Bad(printable(file.why), series.name, frame)
         self._watch.finish(file)
         yield event
         yield from self.book.leave_if_full()
@@ -238,7 +255,7 @@ class FolderReader:
         series, frame = known
         if series is None or not book.is_known(series):
             file.alone = rules.is_alone(image)
-            key = file.path if file.alone else file.key
+            key = printable(file.path) if file.alone else file.key
             series = book.find(key)
             frame, why = rules.number(file.path, image.index, series, file.alone, image)
             if why:
@@ -251,7 +268,7 @@ class FolderReader:
                 assert series is not None
         yield from book.enter(series)
         if frame < series.first:
-            why = f"{image.label}: its number {frame} is below the first of the series, {series.first}"
+            why = f"{file.path}: its number {frame} is below the first of the series, {series.first}"
             yield self._refuse(file, image, f"{why}: set first_number")
             return
         self._journal.take(file.path, file.mark(), series, image.index, frame)
@@ -264,7 +281,7 @@ class FolderReader:
             PlainImage(image.pixels),
             acquired=rules.acquired(image),
             position_um=rules.position_um(file.name, image),
-            metadata={**image.metadata, "label": image.label},
+            metadata={**image.metadata, "file": printable(file.path), "label": printable(image.label)},
         )
         yield from book.leave_if_full()
 
@@ -274,7 +291,7 @@ class FolderReader:
     def _refuse(self, file: WatchedFile, image: FileImage, why: str) -> Bad:
         """Fail an image that has no number which could be used."""
         self._journal.take(file.path, file.mark(), None, image.index, -1)
-        return Bad(why)
+        return Bad(printable(why))
 
     # Ends.
 
@@ -304,4 +321,4 @@ class FolderReader:
         """Say which files cannot be read yet."""
         why = [f.why for f in self._watch.pending.values() if f.why]
         more = f" (and {len(why) - 1} more)" if len(why) > 1 else ""
-        return f"not complete yet: {why[0]}{more}" if why else ""
+        return printable(f"not complete yet: {why[0]}{more}") if why else ""

@@ -13,6 +13,7 @@ from daemon.sources.folder_names import (
     header_number,
     header_position,
     header_time,
+    printable,
 )
 from pipelines.files import FileImage
 
@@ -46,8 +47,9 @@ class Rules:
         """Return what a file has in common with the others of its series, as far as its name says."""
         by = self._config.series
         if by == "all":
-            return self._root
-        return os.path.join(folder, name) if by == "file" else self._names.series(name, by, folder)
+            return printable(self._root)
+        key = os.path.join(folder, name) if by == "file" else self._names.series(name, by, folder)
+        return printable(key)
 
     def is_alone(self, image: FileImage) -> bool:
         """Return whether a file is a series of its own: a stack whose size nobody told."""

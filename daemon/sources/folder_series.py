@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from daemon.sources.base import Event, SeriesEnd, SeriesStart, Standing
 from daemon.sources.folder_journal import Earlier, FolderSeries, Journal
+from daemon.sources.folder_names import printable
 
 
 class SeriesBook:
@@ -128,5 +129,5 @@ class SeriesBook:
         self.current, self.touched = series, time.monotonic()
         if not series.started:
             series.started = True
-            what = {"folder": series.folder, "files": series.key}
+            what = {"folder": printable(series.folder), "files": series.key}
             yield SeriesStart(series.name, self._n_frames, series.first, metadata=what)
