@@ -79,6 +79,7 @@ path = "{self.results_path}"
         )
         self.process: subprocess.Popen[bytes] | None = None
         self.environment: dict[str, str] = {}  # what it has more than this process
+        self.python = sys.executable
 
     def __enter__(self) -> Self:
         return self
@@ -97,7 +98,7 @@ path = "{self.results_path}"
         """Start it."""
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "grainwatch", "run", str(self.config_path), *options],
+                [self.python, "-m", "grainwatch", "run", str(self.config_path), *options],
                 env={**environment(), **self.environment},
                 stderr=log,
                 cwd=self.folder,
