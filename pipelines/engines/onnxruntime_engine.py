@@ -24,7 +24,13 @@ _LONGEST = 300
 
 
 class OnnxEngine:
-    """One network, ready: loaded, tested with the batch of its bundle."""
+    """One network, ready: loaded, tested with the batch of its bundle.
+
+    Attributes
+    ----------
+    width, outputs : int
+        Numbers that it takes and gives for each row of a batch.
+    """
 
     def __init__(self, bundle: Bundle) -> None:
         """Load the network and run its self-test.
@@ -54,8 +60,8 @@ class OnnxEngine:
             raise BundleError(f"{where}: ONNX Runtime refuses it: {_one_line(error)}") from error
         described = bundle.description
         try:
-            self._input, self._width = _port("input", self._session.get_inputs(), described.inputs)
-            _, self._outputs = _port("output", self._session.get_outputs(), described.outputs)
+            self._input, self.width = _port("input", self._session.get_inputs(), described.inputs)
+            _, self.outputs = _port("output", self._session.get_outputs(), described.outputs)
         except ValueError as error:
             raise BundleError(f"{where}: {error}") from error
         self._test(bundle)
@@ -68,10 +74,10 @@ class OnnxEngine:
     def _test(self, bundle: Bundle) -> None:
         where = bundle.folder / SELF_TEST
         x, expected = _self_test(bundle.file(SELF_TEST), where)
-        if x.ndim != 2 or x.shape[1] != self._width or expected.shape != (len(x), self._outputs):
+        if x.ndim != 2 or x.shape[1] != self.width or expected.shape != (len(x), self.outputs):
             raise BundleError(
                 f"{where}: inputs of shape {x.shape} and outputs of shape {expected.shape}; the network takes"
-                f" {self._width} numbers and gives {self._outputs}"
+                f" {self.width} numbers and gives {self.outputs}"
             )
         tolerance = bundle.description.tolerances.get("self_test")
         if tolerance is None:

@@ -20,6 +20,9 @@ from pipelines.laue.symmetry import Operations, lattice_distances_A
 
 FloatArray = npt.NDArray[np.float64]
 
+_FARTHEST = 100.0
+"""In cells. A molecule may reach out of its cell; what is farther is no fraction."""
+
 _ONE_PLACE_A = 0.5
 """Two atoms are never nearer (the shortest bond, H-H, is 0.74): such sites are alternatives."""
 
@@ -171,6 +174,10 @@ def _xyz(atom: gemmi.SmallStructure.Site) -> tuple[float, float, float]:
     x, y, z = atom.fract.tolist()
     if not all(math.isfinite(v) for v in (x, y, z)):
         raise ValueError(f"site {atom.label} has no coordinates; complete or remove it")
+    if max(abs(x), abs(y), abs(z)) > _FARTHEST:
+        raise ValueError(
+            f"site {atom.label} lies at {x:g}, {y:g}, {z:g}; expected fractions of the cell's edges"
+        )
     return x, y, z
 
 

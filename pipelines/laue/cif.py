@@ -18,6 +18,9 @@ Cell = tuple[float, float, float, float, float, float]
 _LENGTH_A = (1.5, 500.0)
 _LARGEST_BYTES = 64 << 20
 
+_FLAT = 1e-6
+"""Volume², in units of (a b c)², of a cell that has none."""
+
 _CELL_TAGS = tuple(f"_cell_{kind}" for kind in ("length_a", "length_b", "length_c")) + tuple(
     f"_cell_angle_{name}" for name in ("alpha", "beta", "gamma")
 )
@@ -142,7 +145,9 @@ def _cell(block: gemmi.cif.Block) -> Cell:
             raise ValueError(f"{tag} is {value:g}, expected {low:g} to {high:g} angstrom")
         values.append(value)
     a, b, c, alpha, beta, gamma = values
-    if gemmi.UnitCell(*values).volume < 1.0 or not all(0 < angle < 180 for angle in values[3:]):
+    ca, cb, cg = (math.cos(math.radians(angle)) for angle in values[3:])
+    volume2 = 1 - ca * ca - cb * cb - cg * cg + 2 * ca * cb * cg
+    if volume2 <= _FLAT or not all(0 < angle < 180 for angle in values[3:]):
         raise ValueError(f"no cell has the angles {alpha:g}, {beta:g}, {gamma:g} deg")
     return a, b, c, alpha, beta, gamma
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grainwatch.messages import ModelInfo
-from pipelines.engines.bundle import BundleError, load_bundle
+from pipelines.engines.bundle import DESCRIPTION, BundleError, load_bundle
 from pipelines.engines.onnxruntime_engine import OnnxEngine
 from pipelines.engines.shipped import shipped_bundles
 from pipelines.laue.classes import REJECT, ClassList
@@ -146,18 +146,25 @@ class SpotClassifier:
         d = bundle.description
         try:
             self.domain = msgspec.convert(d.domain, Domain)
-            self.spec = FeatureSpec(**d.preparation)
-            self.threshold = float(d.decision["confident"])
-        except (msgspec.ValidationError, TypeError, ValueError, KeyError) as error:
-            raise BundleError(f"{folder / 'bundle.json'}: {error}") from error
+            self.spec = _preparation(d.preparation)
+            self.threshold = _threshold(d.decision)
+        except (msgspec.ValidationError, ValueError) as error:
+            raise BundleError(f"{folder / DESCRIPTION}: {error}") from error
         self.classes = _classes(bundle.file(CLASSES), folder)
         self.model: ModelInfo = bundle.model
         self.metrics: dict[str, Any] = d.metrics
         self._maker = FeatureMaker(self.spec)
         self._engine = OnnxEngine(bundle)
-        width = self._engine.run(np.zeros((1, self.spec.width), np.float32)).shape[1]
-        if width != len(self.classes):
-            raise BundleError(f"{folder}: the network knows {width} classes, {CLASSES} {len(self.classes)}")
+        if self._engine.width != self.spec.width:
+            raise BundleError(
+                f"{folder}: the network takes {self._engine.width} numbers a spot, the preparation makes"
+                f" {self.spec.width}; make the bundle again"
+            )
+        if self._engine.outputs != len(self.classes):
+            raise BundleError(
+                f"{folder}: the network knows {self._engine.outputs} classes, {CLASSES} {len(self.classes)};"
+                " make the bundle again"
+            )
 
     def probabilities(self, q: FloatArray, spots: npt.ArrayLike | None = None) -> npt.NDArray[np.float32]:
         """Return calibrated probabilities (k, classes) of spots of a frame, see `FeatureMaker`."""
@@ -209,6 +216,20 @@ def shipped_for(
             if domain.mismatch(material, calibration, energy_keV) is None:
                 found.append(material.name)
     return found
+
+
+def _preparation(stated: dict[str, Any]) -> FeatureSpec:
+    surplus = stated.keys() - {field.name for field in fields(FeatureSpec)}
+    if surplus:  # of a later version: without it the features would be others
+        raise ValueError(f"preparation has {', '.join(sorted(surplus))}, which this version does not know")
+    return msgspec.convert(stated, FeatureSpec)
+
+
+def _threshold(stated: dict[str, Any]) -> float:
+    value = stated.get("confident")
+    if not isinstance(value, float) or not 0 < value < 1:
+        raise ValueError(f"decision.confident is {value}, expected a probability")
+    return value
 
 
 def _classes(content: bytes, folder: Path) -> ClassList:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from testkit.bundles import sign
 from testkit.onnx import DOUBLE, INT64, Port, network
 
 from pipelines.engines.bundle import BundleError, load_bundle
@@ -21,13 +22,6 @@ KIND = "laue-classes"
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(SHIPPED, tmp_path / "bundle", ignore=shutil.ignore_patterns("checkpoint*")))
-
-
-def _sign(folder: Path) -> None:
-    # What someone does who alters a bundle and its manifest alike.
-    names = sorted(p.name for p in folder.iterdir() if p.name != "manifest.sha256")
-    lines = [f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names]
-    (folder / "manifest.sha256").write_text("".join(lines))
 
 
 def test_a_shipped_bundle_passes_its_own_test(copy: Path) -> None:
@@ -66,14 +60,14 @@ def test_a_manifest_reaches_no_file_outside(copy: Path) -> None:
 
 def test_a_foreign_network_is_refused(copy: Path) -> None:
     (copy / "model.onnx").write_bytes(b"not a network")
-    _sign(copy)
+    sign(copy)
     with pytest.raises(BundleError, match="ONNX Runtime refuses it"):
         OnnxEngine(load_bundle(copy, KIND))
 
 
 def _refusal(folder: Path) -> str:
     """What a bundle is told whose manifest is right and whose network or self-test is not."""
-    _sign(folder)
+    sign(folder)
     with pytest.raises(BundleError) as caught:
         OnnxEngine(load_bundle(folder, KIND))
     message = str(caught.value)
@@ -186,7 +180,7 @@ def test_a_network_that_answers_otherwise_is_refused(copy: Path) -> None:
     with np.load(copy / "selftest.npz", allow_pickle=False) as stored:
         x, y = stored["input"], stored["output"]
     np.savez(copy / "selftest.npz", input=x, output=np.roll(y, 1, axis=0))
-    _sign(copy)
+    sign(copy)
     with pytest.raises(BundleError, match=r"answers are off by .*, allowed 0.001"):
         OnnxEngine(load_bundle(copy, KIND))
 
@@ -204,7 +198,7 @@ def test_a_description_of_something_else_is_refused(
 ) -> None:
     description = json.loads((copy / "bundle.json").read_text())
     (copy / "bundle.json").write_text(json.dumps(description | change))
-    _sign(copy)
+    sign(copy)
     with pytest.raises(BundleError, match=message):
         load_bundle(copy, KIND)
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
+import tempfile
 from pathlib import Path
 
 import gemmi
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipelines.laue.crystal import Material, load_material
 
@@ -332,6 +336,7 @@ def test_hydrogen_and_unreadable_formulas_raise_no_doubt(path: Path, formula: st
         (("0.2083(1) 1.0", "0.2083(1) -0.5"), "site Zr1 has occupancy -0.5; expected a number"),
         (("0.2083(1) 1.0", "0.2083(1) full"), "site Zr1 has occupancy full; expected a number"),
         (("0.2754(1)", "?"), "site Zr1 has no coordinates; complete or remove it"),
+        (("0.2754(1)", "1e308"), "site Zr1 lies at 1e+308, 0.0395, 0.2083; expected fractions of the cell's"),
         ((" . 0.4\n", " . 400\n"), "site Zr1 has U = 5.07 angstrom^2; expected below 1"),
         (("0.4792(1) 1.0 . 0.6", "0.4792(1) 1.0 ."), "is not a readable CIF: line 11: Wrong number"),
         (("data_zro2", "loop_"), "is not a readable CIF: line 1: expected block header"),
@@ -443,3 +448,30 @@ def test_several_disordered_places_may_share_their_numbers(path: Path) -> None:
 def test_a_folder_is_no_cif(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="neither built in nor the path of a CIF"):
         load_material(tmp_path)
+
+
+PIECES = ["", "\0", *"? . -1 0 1e308 nan loop_ data_a ' ; é 1(2) 1/0,y,z P".split()]
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data())
+def test_whatever_happens_to_a_file_it_is_read_or_refused_by_one_line(data: st.DataObject) -> None:
+    text = data.draw(st.sampled_from([ZIRCONIA, cubic(COPPER), cubic(COPPER, symmetry=listed("F m -3 m"))]))
+    for _ in range(data.draw(st.integers(1, 3))):
+        words = re.split(r"([ \n])", text)
+        at = data.draw(st.integers(0, len(words) - 1))
+        other = words[data.draw(st.integers(0, len(words) - 1))]
+        words[at] = data.draw(st.sampled_from([*PIECES, other]))
+        text = "".join(words)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "structure.cif"
+        file.write_text(text, encoding="utf-8")
+        try:
+            found, refused = load_material(file), ""
+        except ValueError as error:
+            refused = str(error)
+        if refused:
+            assert refused.startswith(f"{file}: ")
+            assert "\n" not in refused
+        else:
+            assert np.isfinite(found.structure_factors(sphere(1))).all()
