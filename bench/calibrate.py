@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from pipelines.laue.crystal import load_material
 from pipelines.laue.drift import DriftWatch, Observation, observe
 from pipelines.laue.forward import random_positions, simulate_pattern, simulate_spots
 from pipelines.laue.geometry import Calibration, DetectorArea
+from pipelines.laue.joint_calibration import JointCalibrator, ReferenceFrame
 from pipelines.laue.lauetools_files import read_cor, read_det
 from pipelines.laue.peaks import find_peaks
 
@@ -43,6 +45,7 @@ def rows(report: Report) -> None:
         _real_frames(report, folder)
     _simulated(report)
     _refusals(report)
+    _joint(report)
     _drift(report)
 
 
@@ -183,6 +186,41 @@ def _simulated(report: Report) -> None:
     )
 
 
+def _joint(report: Report) -> None:
+    count, frames = report.scale(full=100, quick=6), 5
+    listed, area = reflections("Ge"), DetectorArea.of(GEOMETRY_C)
+    rng = report.rng("calibrate", "joint")
+    calibrator = JointCalibrator(listed.material, GEOMETRY_C, settings=CalibrationSettings(depth=False))
+    for shared in (0.0, 0.8):
+        z, found, times_s = [], [], []
+        for _ in range(count):
+            turn = rotations.to_matrix(rotations.random_rotations(1, rng))[0]
+            truth = with_vector(GEOMETRY_C, vector_of(GEOMETRY_C) + 0.2 * OFF * rng.uniform(-1.0, 1.0, 5))
+            spots = simulate_spots(turn @ listed.material.B0, listed, truth, area)
+            again = rng.normal(0.0, 0.2 * np.sqrt(shared), spots.xy_px.shape)
+            given = []
+            for number in range(frames):
+                own = rng.normal(0.0, 0.2 * np.sqrt(1.0 - shared), spots.xy_px.shape)
+                g, chosen = spots.hkl @ listed.material.B0.T, np.arange(len(spots))
+                given.append(ReferenceFrame(number, spots.xy_px + again + own, turn, g, chosen))
+            start = time.perf_counter()
+            fit = calibrator.calibrate(given)
+            times_s.append(time.perf_counter() - start)
+            z.append((fit.values - vector_of(truth)) / fit.sigma)
+            found.append(fit.shared)
+        report.add(
+            "recalibrate: (calibration - truth)/sigma, standard deviation",
+            float(np.std(z)),
+            at_least=None if report.quick else 0.9,
+            at_most=None if report.quick else 1.1,
+            peer="no peer gives a sigma",
+            conditions=f"{count} recordings of {frames} frames of a Ge crystal at rest, {shared:.0%} of the"
+            f" residuals' variance the same in every frame (found: {np.mean(found):.0%}),"
+            f" {1e3 * float(np.median(times_s)):.0f} ms, seed {report.seed}",
+            data={"z": np.array(z).tolist()},
+        )
+
+
 def _refusals(report: Report) -> None:
     count = report.scale(full=25, quick=3)
     listed, area = reflections("Ge"), DetectorArea.of(GEOMETRY_C)
@@ -246,6 +284,40 @@ def _drift(report: Report) -> None:
         peer="no peer watches drift",
         conditions=f"{len(lengths)} streams without drift, {asked:g} asked, 0.2 px noise",
     )
+    spots = simulate_spots(turn @ listed.material.B0, listed, GEOMETRY_C, area)
+    g = spots.hkl @ listed.material.B0.T
+    times_s = []
+    for _ in range(report.scale(full=400, quick=50)):
+        begin = time.perf_counter()
+        observe(reference, g, spots.xy_px, turn, spots.energy_keV)
+        times_s.append(time.perf_counter() - begin)
+    report.add(
+        "drift watch: what it adds to a frame in the worker",
+        1e3 * float(np.median(times_s)),
+        "ms",
+        at_most=0.5,
+        conditions=f"median, {len(g)} spots, depth of penetration fitted beside",
+    )
+    one = frame(np.zeros(5))
+    sigma = np.linalg.cholesky(one.unit_covariance * one.square_sum_px2 / one.freedom)
+    for size in (2.0, 5.0):
+        delays = []
+        for _ in range(report.scale(full=60, quick=5)):
+            watch = DriftWatch(1e5)
+            for _ in range(100):
+                watch.update(pool[int(rng.integers(len(pool)))])
+            jump, number = sigma @ np.array([0.0, size, 0.0]), 1
+            while not watch.update(
+                replace(o := pool[int(rng.integers(len(pool)))], change=o.change + jump)
+            ).alarm:
+                number += 1
+            delays.append(number)
+        report.add(
+            f"drift watch: frames until a jump of {size:g} sigma of a frame is found",
+            float(np.mean(delays)),
+            conditions="mean; 1e5 frames between false alarms",
+            data={"delays": delays},
+        )
     for words, rate in (("0.01 px a frame in xcen", 0.01), ("0.002 px a frame in xcen", 0.002)):
         delays = []
         for _ in range(report.scale(full=10, quick=2)):

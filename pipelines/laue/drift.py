@@ -13,8 +13,8 @@ the mean number of frames between false alarms that is asked for: |z| is a Marko
 no direction (Runger & Prabhu, J. Am. Stat. Assoc. 91, 1701, 1996).
 
 One wild frame (a beam that stumbled, a crystal mistaken for another) is no drift: |y| is cut at
-a value that chance does not reach and a single frame raises no alarm with (λ up to 0.2 or so), and
-such a frame does not enter x̄.
+a value that chance hardly reaches and that raises no alarm alone (λ up to 0.2 or so), and such a
+frame does not enter x̄.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _DIMENSIONS = 3
 _FITTED = (0, 1, 2, 5, 6, 7)  # dd, xcen, ycen, rotation: columns of `linearise`
 _STATES = 120
 _FEWEST_SPOTS = 6
-_WILD = 8.0
-"""Normal |y| of three components exceeds it once in 10¹³ frames."""
+_WILD = 5.0
+"""Normal |y| of three components exceeds it once in 65 000 frames."""
 _MOST_SUSPECTS = 100
 _LEAST_EIGENVALUE = 1e-9  # of normal equations with a diagonal of ones
 

@@ -136,7 +136,7 @@ def check_alarm(results: list[LaueResult], reports: list[DriftReport], path: Pat
     move = changes[STILL:].mean(0) - changes[:STILL].mean(0)
     size = float(np.sqrt(move @ np.linalg.solve(covariance, move)))
     (limit,) = {report.limit for report in reports}
-    expected = math.ceil(math.log(1 - limit / min(size, 8.0)) / math.log(0.9))
+    expected = math.ceil(math.log(1 - limit / min(size, 5.0)) / math.log(0.9))
     # Two workers may overtake each other: frames of after the move that came up to the alarm are counted.
     needed = sum(result.key.frame >= STILL for result in results[: flagged[0] + 1])
     assert 2 <= needed <= expected + 2
