@@ -157,7 +157,7 @@ class StreamTable(Table, frozen=True, kw_only=True):
     intake : table
         The edge between the source and the workers.
     scan : table
-        Without it the stream has no map.
+        Without it the stream has a map only where its source brings the grid of each scan.
     """
 
     source: dict[str, Any]

@@ -101,6 +101,9 @@ class Failure:
 class StreamContext:
     """What a pipeline may know of the stream it serves.
 
+    `scan` is that of the configuration; an aggregator is given that of its series, which the
+    instrument may have brought.
+
     A pipeline module has a ``Config`` struct and ``build(config, context) -> Pipeline``; it
     registers under ``grainwatch.pipelines``. It may also have
     ``aggregator(config, context, series_uid) -> Aggregator | None`` and

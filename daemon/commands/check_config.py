@@ -56,7 +56,7 @@ def describe(config: Config, config_hash: str, where: str) -> list[str]:
         # What decides over the science comes first; a pipeline says it of itself.
         say = getattr(built, "describe", None)
         streams += [f"  {line}" for line in (say() if say is not None else [])]
-        streams.append(f"  scan: {_scan(table.scan)}")
+        streams.append(f"  scan: {_scan(table.scan, source)}")
         streams.append(f"  source: {notes}")
         streams.append(f"  intake: {_edge(table.intake)}")
     for name, sink in sink_plugins(config, where).items():
@@ -105,9 +105,10 @@ def _check_folder(folder: Path, where: str) -> None:
         raise ConfigError(f"{where}: the folder {existing} cannot be written")
 
 
-def _scan(table: ScanTable | None) -> str:
+def _scan(table: ScanTable | None, source: Plugin) -> str:
     if table is None:
-        return "none, so no map"
+        # A source module may say in OWN_SCAN that its series bring theirs.
+        return str(getattr(source.module, "OWN_SCAN", "none, so no map"))
     shape = " x ".join(str(n) for n in table.shape)
     step = f", step {' x '.join(f'{s:g}' for s in table.step_um)} um" if table.step_um else ""
     return f"{shape} points{step}{', snake' if table.snake else ''}"

@@ -27,6 +27,8 @@ from pipelines.frame import BadFrame
 
 log = logging.getLogger(__name__)
 
+OWN_SCAN: Final = "that of each plan"
+
 _WAIT_MS: Final = 100
 #: Documents that are read before the next look for frames in files, and the other way round.
 _DOCUMENTS: Final = 256
