@@ -304,6 +304,12 @@ def test_a_doubt_is_kept_with_the_material(path: Path, text: str, remark: str) -
     assert found.remarks[0].startswith(remark)
 
 
+def test_an_idealised_formula_raises_no_doubt(path: Path) -> None:
+    sites = ("Cu1 Cu 0 0 0 0.97 . 0.01", "Zn1 Zn 0 0 0 0.03 . 0.01", "O1 O 0.5 0.5 0.5 1 . 0.01")
+    text = cubic(*sites, a=4.3) + "_chemical_formula_sum 'Cu O'\n_cell_formula_units_Z 4\n"
+    assert read(path, text).remarks == ()
+
+
 @pytest.mark.parametrize("formula", ["'Cu H2'", "'C H3 (O H)'", "?", "''", "'Cu1'", "'Xx7'"])
 def test_hydrogen_and_unreadable_formulas_raise_no_doubt(path: Path, formula: str) -> None:
     assert not read(path, f"{cubic(COPPER)}_chemical_formula_sum {formula}\n").doubtful
