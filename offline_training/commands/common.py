@@ -56,7 +56,7 @@ def plainly(again: str = "the same command goes on there") -> Iterator[None]:
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as error:
-        print(f"\ngrainwatch: train: {error or 'interrupted'}; {again}", file=sys.stderr)
+        print(f"\ngrainwatch: train: {str(error) or 'interrupted'}; {again}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     except (OSError, ValueError, TrainingError) as error:
         raise ConfigError(f"train: {error}") from error

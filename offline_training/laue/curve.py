@@ -40,6 +40,10 @@ MOST_CRYSTALS = 5
 RECALL_AT = 0.5
 """What LaueNN's training calls accuracy is Keras' Recall: the true class has at least this probability."""
 
+LEARNED = PatternRange(crystals=(1, MOST_CRYSTALS))
+JUDGED = replace(HELD_OUT, crystals=(MOST_CRYSTALS, MOST_CRYSTALS))
+"""Conditions of the patterns that are learned, and of those that judge."""
+
 _SPOTS_EACH = 32
 _JUDGED_PATTERNS = 100
 _JUDGED_SPOTS_EACH = 180
@@ -177,7 +181,7 @@ def learned_spots(prepared: Prepared, settings: CurveSettings, n: int, seed: int
         prepared.classes,
         prepared.nominal,
         prepared.geometry,
-        PatternRange(crystals=(1, MOST_CRYSTALS)),
+        LEARNED,
         seed=1_000_000 * (seed + 1) + n,
         orientations=_orientations(n, seed, 1) if settings.reuse else None,
     )
@@ -191,7 +195,7 @@ def judging_spots(prepared: Prepared, settings: CurveSettings, seed: int) -> Fix
         prepared.classes,
         prepared.nominal,
         prepared.geometry,
-        replace(HELD_OUT, crystals=(MOST_CRYSTALS, MOST_CRYSTALS)),
+        JUDGED,
         seed=3_000_017 + seed,
     )
     return FixedSpots(simulator, _JUDGED_PATTERNS, settings.unlisted, _JUDGED_SPOTS_EACH)
@@ -228,6 +232,7 @@ def run_curve(
     asked = {
         name: value for name, value in stated.items() if name not in ("orientations", "seeds", "first_seed")
     }
+    asked |= {"learned": asdict(LEARNED), "judged": asdict(JUDGED)}
     study = Study(out / "curve.json", "laue-curve", prepared.stated() | asked, _summary)
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
     todo = [(n, seed) for seed in seeds for n in sorted(set(settings.orientations))]
@@ -254,7 +259,7 @@ def _one(
     maker = FeatureMaker(recipe.features)
     learned = learned_spots(prepared, settings, n, seed)
     fingerprint = data_fingerprint(
-        prepared.reflections, prepared.classes, prepared.nominal, prepared.geometry, HELD_OUT, seed
+        prepared.reflections, prepared.classes, prepared.nominal, prepared.geometry, LEARNED, seed
     )
     checkpoint = out / f"curve-{n}-{seed}.pt"
     told = TrainingSettings(settings.recipe, settings.steps, _SPOTS_EACH, seed, settings.tuning)

@@ -140,7 +140,7 @@ def plot_comparison(result: dict[str, Any], title: str, path: Path) -> None:
     rows = result["rows"]
     labels = [row["label"] for row in rows]
     place = np.arange(len(rows), dtype=float)
-    figure = Figure(figsize=(max(10.0, 4.0 + 2.0 * len(rows)), 4.2), layout="constrained")
+    figure = Figure(figsize=(min(max(10.0, 4.0 + 1.6 * len(rows)), 16.0), 4.6), layout="constrained")
     found, false, time = figure.subplots(1, 3)
     time.set_yscale("log")
     for side, (way, colour) in enumerate((("with", _BLUE), ("without", _GREY))):
@@ -172,7 +172,7 @@ def plot_comparison(result: dict[str, Any], title: str, path: Path) -> None:
     false.set(title="false crystals per 100 patterns\n(whisker: up to, with 95 %)")
     time.set(title="time, ms (median, 10-90 %)")
     for axes in (found, false, time):
-        axes.set_xticks(place, labels, fontsize=8)
+        axes.set_xticks(place, [label.replace(" ", "\n") for label in labels], fontsize=8)
         axes.set_xlim(-0.6, len(rows) - 0.4)
         axes.title.set_fontsize(9)
         axes.grid(alpha=0.25, axis="y")

@@ -184,7 +184,11 @@ def run_search(
     TrainingError
         As `training.train`; a trial whose loss is no number is not one, it is the worst.
     """
-    stated = asdict(settings) | {"vary": {name: list(v) for name, v in settings.vary.items()}}
+    stated = asdict(settings) | {
+        "vary": {name: list(v) for name, v in settings.vary.items()},
+        "learned": asdict(PatternRange()),
+        "judged": asdict(HELD_OUT),
+    }
     study = Study(
         out / "search.json",
         "laue-search",
