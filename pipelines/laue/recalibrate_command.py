@@ -8,7 +8,7 @@ import math
 import re
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +35,7 @@ from pipelines.laue.recent_frames import (
     newest_series,
     parts_of,
     peaks_of,
+    pipeline_of,
     reference_of,
     search,
 )
@@ -149,7 +150,11 @@ def recalibrate(
 def _recording(names: list[str], stream: str | None) -> _Recording:
     if len(names) == 1 and Path(names[0]).suffix == ".toml":
         path = Path(names[0])
-        return _of_results(_daemon_series(path, stream), [path.absolute().parent])
+        given = _of_results(_daemon_series(path, stream), [path.absolute().parent])
+        assert given.made is not None
+        # What holds now: after a reload a results file still has the configuration that it began with.
+        table = pipeline_of(path.read_text(encoding="utf-8"), given.made.stream)
+        return replace(given, made=replace(given.made, pipeline=table or given.made.pipeline))
     if len(names) == 1 and Path(names[0]).is_dir():
         found = newest_series(Path(names[0]), stream)
         if not found:

@@ -95,16 +95,27 @@ def how_made(paths: Sequence[Path]) -> Made:
     alarm = -1
     for path in paths:
         with ResultsFile(path) as file:
-            for report in file.messages(schemas=(DriftReport.SCHEMA,)):
-                if isinstance(report, DriftReport) and report.alarm_series_uid == file.series_uid:
-                    alarm = report.alarm_frame
+            alarm = _alarm_in(file, alarm)
             stream, uid, text = file.stream, file.series_uid, file.config_text
     newest = next(newest_first(paths), None)
     hashed = newest.provenance.calibration_hash if newest is not None else ""
-    return Made(stream, uid, hashed, _pipeline(text, stream), alarm)
+    return Made(stream, uid, hashed, pipeline_of(text, stream), alarm)
 
 
-def _pipeline(text: str, stream: str) -> Config | None:
+def _alarm_in(file: ResultsFile, earlier: int) -> int:
+    # The last report knows all; its payload is read alone, for those of the frames fill gigabytes.
+    table = file.drift()
+    if not len(table["seq"]):
+        return earlier
+    last = int(table["seq"][-1])
+    for report in file.messages(seqs=(last, last)):
+        if isinstance(report, DriftReport) and report.alarm_series_uid == file.series_uid:
+            return report.alarm_frame
+    return -1
+
+
+def pipeline_of(text: str, stream: str) -> Config | None:
+    """Return the Laue pipeline's table of a stream in a configuration; None where there is none to read."""
     try:
         config: DaemonConfig = parse_config(text.encode(), "results file")[0]
         table = dict(config.streams[stream].pipeline)

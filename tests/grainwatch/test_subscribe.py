@@ -19,6 +19,7 @@ import pytest
 
 from daemon.sinks.simulator import Running, running, synthetic_result
 from grainwatch.commands.subscribe import row
+from grainwatch.messages import DriftReport
 
 pytestmark = pytest.mark.system
 
@@ -144,6 +145,27 @@ def test_nobody_there_is_said_once_and_waited_for() -> None:
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=10)
     assert (process.returncode, output, errors) == (0, "", "")
+
+
+def test_a_report_of_the_drift_watch_is_its_words() -> None:
+    report = DriftReport(
+        source="laue",
+        series_uid="a" * 32,
+        frame=40,
+        material="Ge",
+        calibration_hash="c",
+        state="still",
+        frames=41,
+        unseen=0,
+        change=(0.0, 0.0, 0.0),
+        sigma=(0.01, 0.1, 0.1),
+        offset=(0.0, 0.0, 0.0),
+        offset_sigma=(0.01, 0.1, 0.1),
+        statistic=0.5,
+        limit=1.2,
+        text="detector still over 41 frames of Ge",
+    )
+    assert row(report)[1:] == ("laue", "40", "", "", "detector still over 41 frames of Ge", "")
 
 
 def test_flags_of_crystals_stand_in_the_row() -> None:

@@ -130,6 +130,32 @@ def test_the_configuration_is_enough(lab: Path) -> None:
     assert read_det(out).material == "Ge"
 
 
+def test_after_a_reload_the_configuration_of_now_counts(lab: Path, moved: list[LaueResult]) -> None:
+    """The series went on with another calibration: its file still has the configuration it began with."""
+    other = with_vector(CALIBRATION, vector_of(CALIBRATION) + 0.5 * MOVE)
+    write_det(lab / "other.det", other)
+    hashed = LaueAnalysis([material("Ge")], other, AREA).calibration_hash
+    later = [
+        msgspec.structs.replace(
+            r,
+            key=FrameKey("laue", "f" * 32, r.key.frame),
+            provenance=msgspec.structs.replace(
+                r.provenance, calibration_hash=hashed if r.key.frame > 2 else "x"
+            ),
+        )
+        for r in moved
+    ]
+    path = write(lab / "results", later, started=50.0)
+    out, report = lab / "new.det", lab / "new.json"
+    assert "give it with --start" in refused(path, "-o", out)
+    (lab / "lab.toml").write_text(WATCHED.replace("lab.det", "other.det"))
+    done = typed(lab / "lab.toml", "-o", out, "--json", report)
+    assert done.exit_code == 0, done.output
+    said = json.loads(report.read_text())
+    is_now(out, said)
+    assert said["old"]["dd_mm"] == pytest.approx(other.dd_mm)
+
+
 def test_a_file_and_a_folder_do_as_well_and_frames_are_chosen(lab: Path) -> None:
     (path,) = (lab / "results").glob("*.h5")
     report = lab / "new.json"
