@@ -22,7 +22,7 @@ import numpy.typing as npt
 import zmq
 
 from grainwatch.push_link import Link, Session, client_name
-from grainwatch.push_parcel import FileChangedError, Parcel, Receipt, array_parcel, file_parcel
+from grainwatch.push_parcel import FileChangedError, Parcel, Receipt, array_parcel, file_parcel, image_array
 from grainwatch.push_wire import (
     DEFAULT_ADDRESS,
     VERSION,
@@ -243,9 +243,10 @@ class ImagePusher:
         PushError
             As `begin`.
         """
+        array = image_array(pixels)
         self.begin()
         number = self.next_number() if number is None else number
-        self._offer(array_parcel(pixels, number, name, acquired, position_um, metadata))
+        self._offer(array_parcel(array, number, name, acquired, position_um, metadata))
 
     def attend(self, seconds: float) -> None:
         """Wait so long, and meanwhile look after the connection."""

@@ -95,15 +95,8 @@ def file_parcel(
     return Parcel(head, lambda: read_unchanged(file, found), found.st_size)
 
 
-def array_parcel(
-    pixels: npt.ArrayLike,
-    number: int,
-    name: str,
-    acquired: float,
-    position_um: tuple[float, ...] | None,
-    metadata: Mapping[str, Any] | None,
-) -> Parcel:
-    """Make a parcel of pixels, (rows, columns), which are copied.
+def image_array(pixels: npt.ArrayLike) -> npt.NDArray[Any]:
+    """Return pixels (rows, columns) as they travel: C order, little-endian.
 
     Raises
     ------
@@ -113,19 +106,30 @@ def array_parcel(
     array = np.asarray(pixels)
     if array.ndim != 2 or array.dtype.kind not in "uif" or not array.size:
         raise ValueError(f"pixels: expected rows and columns of numbers, got {array.shape} {array.dtype}")
-    little = array.dtype.newbyteorder("<")
-    data = np.ascontiguousarray(array, dtype=little).tobytes()
-    shape = (int(array.shape[0]), int(array.shape[1]))
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+
+
+def array_parcel(
+    array: npt.NDArray[Any],
+    number: int,
+    name: str,
+    acquired: float,
+    position_um: tuple[float, ...] | None,
+    metadata: Mapping[str, Any] | None,
+) -> Parcel:
+    """Make a parcel of what `image_array` returned; the pixels are copied."""
+    data = array.tobytes()
+    dtype, shape = array.dtype.str, (int(array.shape[0]), int(array.shape[1]))
     digest = hashlib.sha256(data).digest()
     head = ImageHead(
         id=0,
         number=number,
         name=name or f"array {number}",
         # Two equal pictures are two images if their numbers differ.
-        fingerprint=array_fingerprint(digest, f"{number} {little.str}", shape),
+        fingerprint=array_fingerprint(digest, f"{number} {dtype}", shape),
         sha256=digest,
         form="array",
-        dtype=little.str,
+        dtype=dtype,
         shape=shape,
         acquired=acquired,
         position_um=_plain(position_um),
