@@ -9,6 +9,10 @@ import h5py
 import numpy as np
 import pytest
 
+from daemon.flow.ledger import Ledger
+from daemon.flow.ledger_store import audit
+from daemon.flow.series import SeriesTracker
+from daemon.sinks.base import SeriesOpened
 from daemon.sources.base import Arrival, Bad, Event, SeriesEnd, SeriesStart
 from daemon.sources.bluesky_documents import MOST_DRAINING, Documents, Rules
 from daemon.sources.bluesky_framing import Document
@@ -442,3 +446,32 @@ def test_runs_that_wait_for_their_files_are_bounded(tmp_path: Path) -> None:
         f"run run{n}: given up with 1 documents of frames waiting" for n in range(2)
     ]
     assert [e.detector_series for e in events if isinstance(e, SeriesEnd)] == ["run0", "run1"]
+
+
+def test_the_accounts_of_two_runs_at_once_repeats_gaps_and_an_abort(tmp_path: Path) -> None:
+    """What documents become ends in the ledger of a real tracker."""
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    opened: list[SeriesOpened] = []
+    tracker = SeriesTracker("s", ledger, None, [], opened.append)
+    bench = Bench()
+
+    def feed(events: list[Event]) -> None:
+        for event in events:
+            taken = tracker.take(event)
+            if taken is not None:
+                ledger.end(taken.frame.key, "done")
+
+    for run in ("outer", "inner"):
+        feed(bench.start(run) + bench.describe(run))
+    for seq_num in (1, 2, 2, 4):
+        for run in ("outer", "inner"):
+            feed(bench.event(seq_num, run, camera=image(1), x=1.0, y=0.0))
+    feed(bench.take("event", garbage=True))
+    feed(bench.stop(4, "inner", "abort") + bench.stop(6, "outer"))
+    total = ledger.totals("s")
+    assert [o.detector_series for o in opened] == ["outer", "inner"]
+    assert [o.scan_shape for o in opened] == [(3, 2)] * 2
+    # Each run: three frames, one that came again; 3 did not come, and of the outer one 5 and 6 neither.
+    assert (total["done"], total["dropped"], total["failed"], total["missing"]) == (6, 2, 1, 1 + 3)
+    ledger.close()
+    assert audit(tmp_path / "ledger.sqlite") == []
