@@ -130,7 +130,7 @@ class FolderReader:
             if self._watch.away or time.monotonic() > self._watch.due:
                 return
 
-    def _order(self, file: WatchedFile) -> tuple[bool, bool, str, list[tuple[int, str]]]:
+    def _order(self, file: WatchedFile) -> tuple[bool, bool, str, str]:
         """Sort: the series under way, what is left of an earlier run, then by folder and number."""
         return not self._belongs(file), not file.earlier, file.folder, file.order
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,6 @@ from typing import Final
 from daemon.flow.log_limit import LogLimit
 from daemon.sources.folder_journal import Earlier
 from daemon.sources.folder_pattern import FilePattern, Listing, Mark
-from pipelines.files import natural_key
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ PAUSE: Final = 10.0
 #: in steps of two.
 COARSE_S: Final = 2.1
 _SECOND_NS: Final = 1_000_000_000
+_DIGITS: Final = re.compile("[0-9]+")
 
 #: What a share says that is away, or a disk that is being taken out: no fault of the file.
 _AWAY: Final = frozenset(
@@ -60,7 +61,7 @@ class WatchedFile:
     path, folder, name : str
     key : str
         The series that its name says.
-    order : list
+    order : str
         Sorts files by name, with the numbers in them as numbers.
     inode, size, mtime_ns : int
         What it was like at the last look.
@@ -86,7 +87,7 @@ class WatchedFile:
     folder: str
     name: str
     key: str
-    order: list[tuple[int, str]]
+    order: str
     inode: int
     size: int
     mtime_ns: int
@@ -354,7 +355,7 @@ class FolderWatch:
         folder, name = os.path.split(path)
         key = self._key(folder, name)
         file = WatchedFile(
-            path, folder, name, key, natural_key(name), inode, found.st_size, found.st_mtime_ns, now
+            path, folder, name, key, _order(name), inode, found.st_size, found.st_mtime_ns, now
         )
         file.look = self._looks
         self.pending[path] = file
@@ -382,6 +383,11 @@ class FolderWatch:
         if needed and file.mtime_ns % _SECOND_NS == 0:
             needed = max(needed, COARSE_S)
         file.settled = now - file.changed >= needed
+
+
+def _order(name: str) -> str:
+    # Text compares many times faster than the pairs of `pipelines.files.natural_key`.
+    return _DIGITS.sub(lambda number: number[0].zfill(20), name)
 
 
 def is_away(error: BaseException) -> bool:

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 FIRST_STEPS = DOCS / "tutorial" / "first-steps.md"
 PLUG_IN = DOCS / "how-to" / "write-a-plug-in.md"
+WATCH_A_FOLDER = DOCS / "how-to" / "watch-a-folder.md"
 READ_RESULTS = DOCS / "how-to" / "read-results-files.md"
 EXAMPLES = sorted((ROOT / "deploy" / "examples").glob("*.toml"))
 PORTS = ("31001", "31100", "31101")
@@ -224,6 +225,14 @@ def test_plug_ins_as_written(tmp_path: Path) -> None:
     assert "lab.toml: good" in printed
     assert "flat: received 20, done 20, failed 0" in printed
     assert len((tmp_path / "counts.csv").read_text().splitlines()) == 20
+
+
+@pytest.mark.system
+def test_watching_a_folder_as_written(tmp_path: Path) -> None:
+    printed = run(script_of(WATCH_A_FOLDER, {}), tmp_path)
+    assert "folder.toml: good" in printed
+    assert "laue: received 3, done 3, failed 0, dropped 0, lost 0, missing 0" in printed
+    assert len(list((tmp_path / "tour" / "results").glob("*.h5"))) == 1
 
 
 # References.
