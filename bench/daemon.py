@@ -159,7 +159,7 @@ def through_a_daemon(
     """
     with tempfile.TemporaryDirectory(prefix="grainwatch-bench-") as scratch:
         place = Path(scratch)
-        address = _write_config(place, workers, config, bundle)
+        address = write_config(place, workers, config, bundle)
         with _process(
             place / "daemon.txt", "-m", "grainwatch", "run", str(place / "grainwatch.toml")
         ) as front:
@@ -214,7 +214,7 @@ def _check(run: Run) -> None:
         raise RuntimeError(f"not every frame was done: {run.counts}")
 
 
-def _write_config(place: Path, workers: int, more: str, bundle: Sequence[str]) -> str:
+def write_config(place: Path, workers: int, more: str, bundle: Sequence[str]) -> str:
     """Write calibration and configuration; return the address that the detector binds."""
     write_det(place / "geometry_c.det", GEOMETRY_C, material="Cu")
     detector, results, catch_up = (f"tcp://127.0.0.1:{port}" for port in free_ports(3))
