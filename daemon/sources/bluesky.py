@@ -145,6 +145,7 @@ class BlueskySource:
         self._changed_at = time.monotonic()
         self.seen = 0
         self.refused = 0
+        self._open_runs = self._waiting = 0  # as the other threads may see them
         self._documents = Documents(
             Rules(
                 stream=config.stream,
@@ -189,17 +190,17 @@ class BlueskySource:
             for message in self._receive(wait_ms):
                 yield from self._take(message)
             due = self._documents.due(time.monotonic(), _FRAMES)
+            self._open_runs, self._waiting = self._documents.open_runs, self._documents.waiting
             yield from due or (Idle(),)
             wait_ms = 0 if due else _WAIT_MS
 
     def describe(self) -> str:
         """Say what it listens to, and how many documents it saw."""
         state = "connected to" if self._connected else "waiting for"
-        waiting = self._documents.waiting
         return (
             f"Bluesky documents, {state} {self._config.address}: {self.seen} documents seen,"
-            f" {self.refused} refused, {self._documents.open_runs} runs open"
-            + (f", {waiting} wait for files" if waiting else "")
+            f" {self.refused} refused, {self._open_runs} runs open"
+            + (f", {self._waiting} wait for files" if self._waiting else "")
         )
 
     def close(self) -> None:

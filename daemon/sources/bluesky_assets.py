@@ -91,8 +91,7 @@ class Hdf5Stack:
         self._images = None
 
     def _opened(self, number: int) -> Iterator[FileImage]:
-        if not self._file.exists():
-            raise NotYet(f"{self._file}: no such file")
+        _need_file(self._file)
         try:
             check_hdf5(self._places, self._file, self._dataset)
         except BadFrame:
@@ -124,8 +123,7 @@ class FileSequence:
         file, within = divmod(number, self._per_file)
         digits = str(file).rjust(self._width, self._fill)
         path = self._places.of_path(self._begin + self._ends[0] + digits + self._ends[1])
-        if not path.exists():
-            raise NotYet(f"{path}: no such file")
+        _need_file(path)
         if path.suffix == ".npy":
             return _npy_image(path, within)
         try:
@@ -138,6 +136,16 @@ class FileSequence:
 
     def close(self) -> None:
         """Implements `Asset`."""
+
+
+def _need_file(path: Path) -> None:
+    """Raise NotYet where a file is not there, or its share is not."""
+    try:
+        path.stat()
+    except OSError as error:
+        absent = isinstance(error, FileNotFoundError)
+        said = "no such file" if absent else f"cannot be reached: {error.strerror}"
+        raise NotYet(f"{path}: {said}") from error
 
 
 def _npy_image(path: Path, number: int) -> npt.NDArray[Any]:

@@ -170,6 +170,9 @@ class Documents:
         if len(self._ended) > REMEMBERED:
             old = self._ended.popleft()
             self._descriptors = {k: d for k, d in self._descriptors.items() if d.run is not old}
+        for resource in self._resources.values():
+            if resource.run is run and resource.asset is not None:
+                resource.asset.close()
         self._resources = {k: r for k, r in self._resources.items() if r.run is not run}
         self._datums = {k: d for k, d in self._datums.items() if d[0].run is not run}
         self._unresolved = {k: u for k, u in self._unresolved.items() if u[0].run is not run}

@@ -89,8 +89,12 @@ class Places:
         if not path.is_absolute() or ".." in path.parts:
             raise BadFrame(f"{path}: expected an absolute path")
         if self.roots:
-            real = path.resolve()
-            if not any(real.is_relative_to(root.resolve()) for root in self.roots):
+            try:
+                real = path.resolve()
+                inside = any(real.is_relative_to(root.resolve()) for root in self.roots)
+            except (OSError, RuntimeError) as error:
+                raise BadFrame(f"{path}: leads nowhere: {error}") from error
+            if not inside:
                 allowed = ", ".join(map(str, self.roots))
                 raise BadFrame(f"{path}: lies outside of asset_roots ({allowed}): not read")
         return path

@@ -115,7 +115,6 @@ class Run:
         self.heard_at = now
         self.stopped = False
         self.over = False
-        self.documents = 0
         self.grid: PlanGrid | None = plan_grid(start, stream)
         fields = plan_fields(start, stream)
         self.fields = self.grid.fields if self.grid else tuple(reversed(fields)) if len(fields) <= 3 else ()
@@ -218,10 +217,8 @@ class Run:
     def end(self) -> list[Event]:
         """End the series. What waits for its files now is missing."""
         self.over = True
-        for queue in self.queues.values():
-            for span in queue.spans:
-                span.asset.close()
         self.queues = {}
+        self._start = {}
         self._joined.clear()
         if not self.opened:
             return []

@@ -94,6 +94,16 @@ def test_only_what_lies_below_the_roots_is_read(tmp_path: Path) -> None:
             streamed(file, places).image(0)
 
 
+def test_links_to_themselves_and_files_in_the_way_lead_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(BadFrame, match=r"loop/a\.h5: leads nowhere"):
+        streamed(tmp_path / "loop" / "a.h5", Places(roots=(tmp_path,)))
+    for name in ("loop", "file"):
+        with pytest.raises(NotYet, match=rf"{name}/a\.h5: cannot be reached"):
+            streamed(tmp_path / name / "a.h5").image(0)
+
+
 # HDF5.
 
 
