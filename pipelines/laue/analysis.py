@@ -105,6 +105,11 @@ class LaueAnalysis:
         self.settings = settings or LaueSettings()
         self.calibration = calibration
         self.area = area or DetectorArea.of(calibration)
+        names = [m.name for m in materials]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"materials: {', '.join(twice)} is named twice; name each once, or rename one of the files"
+            )
         self.phases = [Phase.prepare(m, calibration, self.area, self.settings.energy_keV) for m in materials]
         for phase in self.phases:
             least = self.settings.indexing.min_matched
@@ -171,6 +176,12 @@ class LaueAnalysis:
             reasons = []
             for phase in named:
                 reason = domain.mismatch(phase.material, self.calibration, self.settings.energy_keV)
+                other = chosen[self.phases.index(phase)]
+                if reason is None and other is not None:
+                    raise ValueError(
+                        f"bundle: {other.classifier.model.name} and {classifier.model.name} are both for"
+                        f" {phase.material.name}; name one"
+                    )
                 if reason is None:
                     try:
                         proposer = Proposer(classifier, phase.scene.reflections, phase.angles)

@@ -38,6 +38,9 @@ _DEFAULT_B_ISO = 0.5
 _SOFT_U = 0.2
 """Angstrom². Atoms of a solid move less; a larger U is often a B in the wrong column."""
 
+_REQUIRED = ("label", "fract_x", "fract_y", "fract_z")
+_OPTIONAL = ("?occupancy", "?disorder_group", "?disorder_assembly")
+
 _B_OF_U = 8 * math.pi**2
 _MOST_B = 100.0
 
@@ -123,15 +126,19 @@ def read_sites(
 
 
 def _rows(block: gemmi.cif.Block) -> tuple[list[CifSite], list[str]]:
+    for column in _REQUIRED:
+        if not len(block.find_values(f"_atom_site_{column}")):
+            raise ValueError(f"_atom_site_{column} is missing; a site needs a label and three coordinates")
     small = gemmi.make_small_structure_from_block(block)
-    columns = ["fract_x", "?occupancy", "?disorder_group", "?disorder_assembly"]
-    table = block.find("_atom_site_", columns)
+    table = block.find("_atom_site_", [*_REQUIRED, *_OPTIONAL])
+    if len(table) != len(small.sites):
+        raise ValueError("labels and coordinates of the atom sites are not in one loop; put them into one")
     sites: list[CifSite] = []
     unknown: list[str] = []
     still: list[str] = []
     soft: list[str] = []
     for atom, row in zip(small.sites, table, strict=True):
-        occupancy, group, assembly = (row[i] if row.has(i) else "." for i in (1, 2, 3))
+        occupancy, group, assembly = (row[i] if row.has(i) else "." for i in (4, 5, 6))
         if occupancy == "?":
             unknown.append(atom.label)
         b_iso = _b_iso(atom)

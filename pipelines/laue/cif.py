@@ -111,7 +111,9 @@ def _block(text: str) -> gemmi.cif.Block:
     with_cell = [block for block in blocks if any(_value(block, tag) for tag in _CELL_TAGS)]
     if not with_cell:
         if any(block.find_value("_cell.length_a") for block in blocks):
-            raise ValueError("is a macromolecular CIF (_cell.length_a); give one of a small cell")
+            raise ValueError(
+                "has dotted names (_cell.length_a), as macromolecular CIFs do; give one with _cell_length_a"
+            )
         raise ValueError("no data block has a cell (_cell_length_a ...); give the CIF of a structure")
     with_sites = [block for block in with_cell if len(block.find_values("_atom_site_fract_x"))]
     if not with_sites:

@@ -371,8 +371,23 @@ def test_what_is_wrong_is_named(path: Path, change: tuple[str, str], complaint: 
             "data_x\n_journal 'a'\n",
             "no data block has a cell (_cell_length_a ...); give the CIF of a structure",
         ),
-        ("data_x\n_cell.length_a 30\n", "is a macromolecular CIF (_cell.length_a); give one of a small cell"),
+        (
+            "data_x\n_cell.length_a 30\n",
+            "has dotted names (_cell.length_a), as macromolecular CIFs do; give one",
+        ),
         (ZIRCONIA.split("loop_", maxsplit=1)[0], "no atom sites (_atom_site_fract_x ...)"),
+        (
+            cubic("Cu1 Cu 0 0 1 . 0.007").replace("_atom_site_fract_z\n", ""),
+            "_atom_site_fract_z is missing; a site needs a label and three coordinates",
+        ),
+        (
+            cubic("Cu 0 0 0 1 . 0.007").replace("_atom_site_label\n", ""),
+            "_atom_site_label is missing; a site needs a label",
+        ),
+        (
+            cubic("Cu1 Cu 0 0 1 . 0.007").replace("_atom_site_fract_z\n", "") + "_atom_site_fract_z 0\n",
+            "labels and coordinates of the atom sites are not in one loop",
+        ),
         (cubic(COPPER, name="one") + cubic(COPPER, name="two"), "holds 2 structures (one, two); give a file"),
         (
             cubic(COPPER).replace("_cell_length_b 3.6", "_cell_length_b 3.7"),

@@ -106,6 +106,17 @@ def test_a_band_without_spots_ends_index_with_one_line(index: Run) -> None:
         assert len(err.splitlines()) == 1
 
 
+def test_what_is_named_twice_is_refused(index: Run) -> None:
+    assert index("-m", "Cu", "-m", "Ti", "-m", "Cu")[::2] == (
+        2,
+        "grainwatch: index: --material: Cu is named twice; name each once, or rename one of the files\n",
+    )
+    bundle = ["--bundle", str(BUNDLES / "Cu")]
+    status, _, err = index("-m", "Cu", *bundle, *bundle)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "index: --bundle: laue-Cu-residual and laue-Cu-residual are both for Cu; name one" in err
+
+
 def test_a_bundle_for_another_geometry_is_told_flagged_and_replaced(folder: Path, index: Run) -> None:
     words = ["-m", "Cu", "--bundle", str(BUNDLES / "Cu")]
     done = process(folder, "index", "far.dat", "-g", "far.det", *words)
