@@ -30,8 +30,8 @@ CREATE TABLE IF NOT EXISTS series (
     first INTEGER NOT NULL, ended INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS series_of ON series (key);
 CREATE TABLE IF NOT EXISTS files (
-    path BLOB PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, given INTEGER NOT NULL)
-    WITHOUT ROWID;
+    path BLOB PRIMARY KEY, inode TEXT NOT NULL, size INTEGER NOT NULL, mtime_ns TEXT NOT NULL,
+    given INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS images (
     series INTEGER NOT NULL, path BLOB NOT NULL, image INTEGER NOT NULL, frame INTEGER NOT NULL,
     PRIMARY KEY (series, path, image)) WITHOUT ROWID;
@@ -99,30 +99,32 @@ class Journal:
     # Files.
 
     def files(self) -> Iterator[tuple[str, Mark]]:
-        """Yield all files that were taken; inodes are not kept, they do not outlive a mount."""
-        for path, size, mtime_ns, given in self._db.execute("SELECT path, size, mtime_ns, given FROM files"):
-            yield os.fsdecode(path), Mark(0, size, mtime_ns, given)
+        """Yield all files that were taken."""
+        rows = self._db.execute("SELECT path, inode, size, mtime_ns, given FROM files")
+        for path, inode, size, mtime_ns, given in rows:
+            yield os.fsdecode(path), Mark(int(inode), size, int(mtime_ns), given)
 
     def note(self, files: Iterable[tuple[str, Mark]]) -> None:
         """Note what files were like, and how many images of each were handed over."""
         with self._transaction():
-            self._db.executemany(
-                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)",
-                [(os.fsencode(path), mark.size, mark.mtime_ns, mark.given) for path, mark in files],
-            )
+            self._write(files)
 
     def take(self, path: str, mark: Mark, series: FolderSeries | None, image: int, frame: int) -> None:
         """Note an image that is about to be handed over, as a frame of a series unless that is None."""
         with self._transaction():
-            self._db.execute(
-                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)",
-                (os.fsencode(path), mark.size, mark.mtime_ns, mark.given),
-            )
+            self._write([(path, mark)])
             if series is not None:
                 self._db.execute(
                     "INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?)",
                     (series.row, os.fsencode(path), image, frame),
                 )
+
+    def _write(self, files: Iterable[tuple[str, Mark]]) -> None:
+        # As text: inodes and times of some shares are too large for SQLite's whole numbers.
+        self._db.executemany(
+            "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)",
+            [(os.fsencode(p), str(m.inode), m.size, str(m.mtime_ns), m.given) for p, m in files],
+        )
 
     # Series.
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from daemon.sources.base import Arrival, Bad, Event, Exhausted, SourceContext
-from daemon.sources.folder_journal import Journal
+from daemon.sources.folder_journal import FolderSeries, Journal
 from daemon.sources.folder_names import printable
 from daemon.sources.folder_pattern import FilePattern
 from daemon.sources.folder_rules import Rules
@@ -82,6 +82,8 @@ class FolderReader:
             self._busy = None
             if looked:
                 self._begin()
+                if self._watch.renamed:
+                    self._journal.note(self._watch.renamed)
                 yield from self._take_ready()
                 yield from self._end_what_is_over()
                 if self._config.once and self._is_complete():
@@ -158,7 +160,7 @@ class FolderReader:
                 if file.settled and file.given == 0:
                     raise BadFrame(f"{file.path}: holds no image that was written")
                 if file.settled:  # else it changed meanwhile
-                    watch.finish(file)
+                    self._finish(file)
         except (BadFrame, OSError) as error:
             yield from self._not_read(file, error)
         finally:
@@ -186,7 +188,13 @@ class FolderReader:
             if file.why:
                 yield from self._give_up(file)
             else:
-                self._watch.finish(file)
+                self._finish(file)
+
+    def _finish(self, file: WatchedFile) -> None:
+        """Take note that a file was read as it is."""
+        if file.mark() != file.noted:
+            self._journal.note([(file.path, file.mark())])
+        self._watch.finish(file)
 
     def _read(self, file: WatchedFile, check: bool) -> Iterator[Event]:
         """Hand over the images of a file; with `check` only such as did not change while they were read."""
@@ -198,6 +206,7 @@ class FolderReader:
             if check and not self._watch.is_unchanged(file):
                 return
             file.why = ""
+            self._busy = None  # that frames are not taken fast enough is not the share's fault
             yield from self._hand_over(file, image)
             self._busy = (f"reading {file.path}", time.monotonic())
         if given and file.given == given and not file.earlier and not is_hdf5(file.path):
@@ -233,10 +242,10 @@ class FolderReader:
             frame = (file.earlier.get(image) or (series, frame))[1]
         file.given += 1
         if series is None or frame < series.first:
-            self._journal.take(file.path, file.mark(), None, image, -1)
+            self._note(file, None, image, -1)
             event = Bad(printable(file.why))
         else:
-            self._journal.take(file.path, file.mark(), series, image, frame)
+            self._note(file, series, image, frame)
             series.frames.add(frame)
             event = Bad(printable(file.why), series.name, frame)
         self._watch.finish(file)
@@ -271,7 +280,7 @@ class FolderReader:
             why = f"{file.path}: its number {frame} is below the first of the series, {series.first}"
             yield self._refuse(file, image, f"{why}: set first_number")
             return
-        self._journal.take(file.path, file.mark(), series, image.index, frame)
+        self._note(file, series, image.index, frame)
         series.frames.add(frame)
         book.touched = time.monotonic()
         self.taken += 1
@@ -290,8 +299,13 @@ class FolderReader:
 
     def _refuse(self, file: WatchedFile, image: FileImage, why: str) -> Bad:
         """Fail an image that has no number which could be used."""
-        self._journal.take(file.path, file.mark(), None, image.index, -1)
+        self._note(file, None, image.index, -1)
         return Bad(printable(why))
+
+    def _note(self, file: WatchedFile, series: FolderSeries | None, image: int, frame: int) -> None:
+        """Write down what is about to be handed over."""
+        file.noted = file.mark()
+        self._journal.take(file.path, file.noted, series, image, frame)
 
     # Ends.
 

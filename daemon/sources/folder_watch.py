@@ -18,6 +18,7 @@ from typing import Final
 from daemon.flow.log_limit import LogLimit
 from daemon.sources.folder_journal import Earlier
 from daemon.sources.folder_pattern import FilePattern, Listing, Mark
+from pipelines.files import is_hdf5
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,8 @@ class WatchedFile:
         Whether it has stood still for long enough.
     given : int
         How many of its images need not be read (again).
+    noted : Mark or None
+        What it was like when that was last written down.
     earlier : dict
         What its images were in an earlier run; None for those that the daemon has.
     alone : bool
@@ -94,6 +97,7 @@ class WatchedFile:
     changed: float
     settled: bool = False
     given: int = 0
+    noted: Mark | None = None
     earlier: dict[int, Earlier | None] = field(default_factory=dict)
     alone: bool = False
     tries: int = 0
@@ -135,6 +139,7 @@ class FolderWatch:
         self._next_look = 0.0
         self._device = 0
         self.pending: dict[str, WatchedFile] = {}
+        self.renamed: list[tuple[str, Mark]] = []
         self.ends: list[tuple[str, str, Mark]] = []
         self.went_away = 0
         self.away = ""
@@ -151,7 +156,8 @@ class FolderWatch:
         """Look at the folders; return whether they could be read.
 
         Their state is in `pending`, `ends` (new files that say that a series is over: folder, path,
-        mark), `away` (why nothing can be read at present, "" if it can) and `failed` (folders).
+        mark), `renamed` (files that were taken under another name: path, mark), `away` (why nothing can
+        be read at present, "" if it can) and `failed` (folders).
         """
         began = time.monotonic()
         try:
@@ -167,6 +173,7 @@ class FolderWatch:
             for file in self.pending.values():  # what happened meanwhile, nobody saw
                 file.changed, file.settled = now, False
         self._looks += 1
+        self.renamed = []
         self._take_in(listing, now)
         self._look_again(now)
         self._next_look = time.monotonic() + max(self._poll_s, PAUSE * (time.monotonic() - began))
@@ -245,7 +252,8 @@ class FolderWatch:
     # Inside.
 
     def _list(self) -> Listing:
-        listing = self._pattern.listing(self._done)
+        # The first look is at every file: what was taken earlier may have been written anew since.
+        listing = self._pattern.listing(self._done if self._looks else {})
         device = os.stat(self._pattern.root).st_dev
         if self._device and device != self._device and not listing.entries:
             # What is left of a share that was unmounted: the empty folder below it.
@@ -308,11 +316,13 @@ class FolderWatch:
     ) -> None:
         if self._is_renamed(inode, found):
             log.info("%s was taken already as %s", entry.path, self._inodes[inode])
-            self._done.setdefault(folder, {})[entry.name] = Mark(inode, found.st_size, found.st_mtime_ns, 0)
+            mark = Mark(inode, found.st_size, found.st_mtime_ns, 0)
+            self.set_finished(entry.path, mark)
+            self.renamed.append((entry.path, mark))
             return
         file = self._begin(entry.path, inode, found, now)
-        mark, earlier = self._expected.pop(entry.path, (None, {}))
-        if mark is not None and (mark.size, mark.mtime_ns) == (file.size, file.mtime_ns):
+        expected, earlier = self._expected.pop(entry.path, (None, {}))
+        if expected is not None and _goes_on(file, expected):
             file.earlier, file.given = earlier, min(earlier)
         self._settle(file, now)
 
@@ -364,7 +374,7 @@ class FolderWatch:
     def _begin_again(self, path: str, mark: Mark, inode: int, found: os.stat_result, now: float) -> None:
         """Have a file that was taken read again: on from where it was if it grew, else from its start."""
         file = self._begin(path, inode, found, now)
-        if mark.inode in (0, inode) and found.st_size > mark.size:
+        if _goes_on(file, mark):
             file.given = mark.given
         self._done[file.folder].pop(file.name)
         self._recent.pop(path, None)
@@ -383,6 +393,16 @@ class FolderWatch:
         if needed and file.mtime_ns % _SECOND_NS == 0:
             needed = max(needed, COARSE_S)
         file.settled = now - file.changed >= needed
+
+
+def _goes_on(file: WatchedFile, mark: Mark) -> bool:
+    """Return whether a file that was taken is the same one, perhaps longer, and was not written anew."""
+    if (file.size, file.mtime_ns) == (mark.size, mark.mtime_ns):
+        return True
+    if file.inode != mark.inode or file.size < mark.size:
+        return False
+    # A stack has a new time, and often no other size, when its writer closes it.
+    return file.size > mark.size or is_hdf5(file.path)
 
 
 def _order(name: str) -> str:

@@ -107,7 +107,7 @@ def test_what_is_never_complete_fails_by_its_name(data: Path, state: Path, conte
 
 def test_each_file_stands_still_by_its_own_clock(data: Path, state: Path) -> None:
     """Times in the future or long ago, and clocks that run wrong, mean nothing."""
-    for n, when in enumerate((1.5, 2_000_000_000.5, 4_000_000_000.5)):
+    for n, when in enumerate((1.5, -1e9 + 0.5, 15_000_000_000.5)):  # the year 2445
         os.utime(write_tif(data / f"a_{n}.tif", n), (when, when))
     with FolderRun(state, data) as run:
         began = time.monotonic()
@@ -185,6 +185,30 @@ def test_an_hdf5_file_that_grows(data: Path, state: Path, hdf5_writer: Callable[
         assert run.totals == run.totals | {"done": 6, "failed": 0, "dropped": 0}
 
 
+def test_a_restart_while_an_hdf5_file_grows(
+    data: Path, state: Path, hdf5_writer: Callable[[str], None]
+) -> None:
+    hdf5_writer("file.swmr_mode = True")
+    for _ in range(3):
+        hdf5_writer(APPEND)
+    run = FolderRun(state, data / "scan.h5", dataset="d", hold=True)
+    run.frames(3)
+    for taken in (run.taken[0], run.taken[2]):
+        run.ledger.end(taken.frame.key, "done")
+    run.kill()
+    hdf5_writer(APPEND)
+    with FolderRun(state, data / "scan.h5", dataset="d") as run:
+        run.frames(2)
+        hdf5_writer(APPEND)
+        assert [n for _, n, _ in run.frames(3)] == [1, 3, 4]
+    hdf5_writer("file.close()")
+    for _ in range(2):  # closing it changes its time, and is no news
+        with FolderRun(state, data / "scan.h5", dataset="d", once=True) as run:
+            run.to_the_end()
+            assert run.numbers == []
+            assert run.totals == run.totals | {"dropped": 0, "failed": 0}
+
+
 def test_an_hdf5_file_of_a_writer_that_died(
     data: Path, state: Path, hdf5_writer: Callable[[str], None]
 ) -> None:
@@ -258,6 +282,9 @@ def test_a_file_that_is_moved_after_it_was_read_is_not_another_one(data: Path, s
         run.frames(4)
         assert run.numbers == [0, 1, 2, 3]
         assert run.starts == ["a_#.tif"]
+    with FolderRun(state, data / "**" / "*.tif") as run:
+        run.for_a_while()
+        assert run.numbers == []
 
 
 def test_a_file_that_changes_while_it_is_read(
