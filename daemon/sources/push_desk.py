@@ -220,16 +220,17 @@ class Desk:
             self._hello(sender, head)
             return None
         if sender not in self._senders:
-            self._cannot_read(sender, "the first message has to be a hello", fatal=True)
+            # The rest of one who was killed; or one who was forgotten, and connects again when told so.
+            self.send(sender, Refused("the first message has to be a hello", fatal=True))
             return None
         return Incoming(sender, head, parts[1].buffer if len(parts) == 2 else None)
 
-    def _cannot_read(self, sender: bytes, why: str, fatal: bool = False) -> None:
+    def _cannot_read(self, sender: bytes, why: str) -> None:
         self._unreadable += 1
         self.unreadable += 1
         self._unreadable_why = why
         self._complaints.warning("%s: a message that is not understood: %s", self._welcome.stream, why)
-        self.send(sender, Refused(why, fatal))
+        self.send(sender, Refused(why))
 
     def _hello(self, sender: bytes, hello: Hello) -> None:
         if hello.version != VERSION:

@@ -304,6 +304,7 @@ def test_a_sender_that_vanishes_gives_its_turn_to_the_next(tmp_path: Path) -> No
             assert gone.ask(head(0, data), data) == Ack(0, "taken")
         push_arrays(receiver, "two", range(3))
         assert receiver.series == ["start one", "end one", "start two", "end two"]
+        assert receiver.totals()["failed"] == 0
         # What is left of the first goes into a series of its own, and only that.
         late = push_arrays(receiver, "one", range(1, 3))
         assert (late.resumed, late.counts["taken"]) == (False, 2)
