@@ -7,17 +7,18 @@ there is therefore `NotYet`: the caller tries again and gives up after a while.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from daemon.sources.bluesky_paths import Places, check_hdf5
+from daemon.sources.bluesky_hdf5 import Hdf5Stack, NotYet, first_line, need_file
+from daemon.sources.bluesky_paths import Places
 from daemon.sources.fields import is_name, need, shown, text
-from pipelines.files import FileImage, open_images
-from pipelines.frame import BadFrame
+from pipelines.files import open_images
+from pipelines.frame import BadFrame, Image, PlainImage
 
 HDF5_SPECS: Final = ("AD_HDF5", "AD_HDF5_SWMR")
 TIFF_SPEC: Final = "AD_TIFF"
@@ -32,15 +33,11 @@ _NUMBER: Final = re.compile(r"\{:?(?P<new>0?[0-9]{0,2})d?\}|%(?P<wide>0?[0-9]{0,
 _ABSOLUTE: Final = re.compile(r"[/\\]|[A-Za-z]:")
 
 
-class NotYet(BadFrame):
-    """What is to be read is not there, or not whole; it may come."""
-
-
 class Asset(Protocol):
     """Files with the frames of one resource."""
 
-    def image(self, number: int) -> npt.NDArray[Any]:
-        """Return the pixels (rows, columns) of an image, counted from 0.
+    def image(self, number: int) -> Image:
+        """Return an image, counted from 0.
 
         Raises
         ------
@@ -54,51 +51,6 @@ class Asset(Protocol):
     def close(self) -> None:
         """Let go of the files."""
         ...
-
-
-class Hdf5Stack:
-    """A dataset of images. The file stays open as long as images are read one after the other."""
-
-    def __init__(self, places: Places, file: Path, dataset: str) -> None:
-        self._places = places
-        self._file = file
-        self._dataset = dataset
-        self._images: Iterator[FileImage] | None = None
-        self._next = 0
-
-    def image(self, number: int) -> npt.NDArray[Any]:
-        """Implements `Asset`."""
-        if self._images is None or self._next != number:
-            self.close()
-            self._images = self._opened(number)
-            self._next = number
-        try:
-            found = next(self._images, None)
-        except BadFrame as error:
-            self.close()
-            raise NotYet(str(error)) from error
-        if found is None:
-            # What was written since is seen by opening the file again.
-            self.close()
-            raise NotYet(f"{self._file}: {self._dataset} has no image {number}")
-        self._next += 1
-        return found.pixels
-
-    def close(self) -> None:
-        """Implements `Asset`."""
-        if self._images is not None:
-            getattr(self._images, "close", lambda: None)()
-        self._images = None
-
-    def _opened(self, number: int) -> Iterator[FileImage]:
-        _need_file(self._file)
-        try:
-            check_hdf5(self._places, self._file, self._dataset)
-        except BadFrame:
-            raise
-        except (OSError, KeyError, RuntimeError, ValueError) as error:
-            raise NotYet(f"{self._file}: {self._dataset} cannot be read: {first_line(error)}") from error
-        return open_images(f"{self._file}::{self._dataset}", first=number, growing=True)
 
 
 class FileSequence:
@@ -118,34 +70,24 @@ class FileSequence:
         if match["old"]:
             self._fill, self._width = "0", int(match["old"])
 
-    def image(self, number: int) -> npt.NDArray[Any]:
+    def image(self, number: int) -> Image:
         """Implements `Asset`."""
         file, within = divmod(number, self._per_file)
         digits = str(file).rjust(self._width, self._fill)
         path = self._places.of_path(self._begin + self._ends[0] + digits + self._ends[1])
-        _need_file(path)
+        need_file(path)
         if path.suffix == ".npy":
-            return _npy_image(path, within)
+            return PlainImage(_npy_image(path, within))
         try:
             found = next(open_images(path, first=within), None)
         except BadFrame as error:
             raise NotYet(str(error)) from error
         if found is None:
             raise NotYet(f"{path}: has no image {within}")
-        return found.pixels
+        return PlainImage(found.pixels)
 
     def close(self) -> None:
         """Implements `Asset`."""
-
-
-def _need_file(path: Path) -> None:
-    """Raise NotYet where a file is not there, or its share is not."""
-    try:
-        path.stat()
-    except OSError as error:
-        absent = isinstance(error, FileNotFoundError)
-        said = "no such file" if absent else f"cannot be reached: {error.strerror}"
-        raise NotYet(f"{path}: {said}") from error
 
 
 def _npy_image(path: Path, number: int) -> npt.NDArray[Any]:
@@ -261,12 +203,6 @@ def text_of_any_length(document: Mapping[str, Any], key: str, where: str) -> str
     if not isinstance(found, str):
         raise BadFrame(f"{where}: {key}: expected text, got {shown(found)}")
     return found
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says, short enough for a message to an operator."""
-    said = str(error).splitlines() or [type(error).__name__]
-    return said[0][:200].encode("ascii", "backslashreplace").decode()
 
 
 def _per_file(value: Any) -> int:

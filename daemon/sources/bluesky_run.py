@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from daemon.sources.base import Arrival, Bad, Event, SeriesEnd, SeriesStart
-from daemon.sources.bluesky_assets import Asset, NotYet
+from daemon.sources.bluesky_assets import Asset
+from daemon.sources.bluesky_hdf5 import NotYet
 from daemon.sources.bluesky_scan import PlanGrid, PlanWalk, number, plan_fields, plan_grid
 from daemon.sources.fields import shown
-from pipelines.frame import BadFrame, PlainImage
+from pipelines.frame import BadFrame, Image, PlainImage
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +172,7 @@ class Run:
         except BadFrame as error:
             return self.fail(descriptor, seq_num, str(error))
         return events + [
-            self._arrival(descriptor, seq_num, i, image, joined) for i, image in enumerate(stack)
+            self._arrival(descriptor, seq_num, i, PlainImage(image), joined) for i, image in enumerate(stack)
         ]
 
     def fail(self, descriptor: Descriptor, seq_num: int, reason: str) -> list[Event]:
@@ -243,7 +244,7 @@ class Run:
         if joined is None and descriptor.fields and not self.stopped and now - span.since < position_wait_s:
             return opening or None
         try:
-            pixels = _pixels(span.asset.image(span.first + span.done), "")
+            pixels = span.asset.image(span.first + span.done)
         except NotYet as error:
             waited_s = now - max(span.since, queue.progress_at)
             if waited_s < asset_wait_s:
@@ -274,7 +275,7 @@ class Run:
         descriptor: Descriptor,
         seq_num: int,
         image: int,
-        pixels: npt.NDArray[Any],
+        pixels: Image,
         joined: Joined | None,
     ) -> Arrival:
         self._highest = max(self._highest, seq_num)
@@ -285,7 +286,7 @@ class Run:
         return Arrival(
             self.uid,
             self._frame(seq_num, image),
-            PlainImage(pixels),
+            pixels,
             acquired=joined.acquired if joined else 0.0,
             position_um=_in_um(position, descriptor.um),
             metadata=metadata,
