@@ -76,14 +76,14 @@ def joint(given: list[ReferenceFrame], name: str = "Ge", **changes: object) -> J
 def test_sigmas_are_those_of_many_recordings(count: int, orientations: int, shared: float) -> None:
     rng = np.random.default_rng(17)
     z, found = [], []
-    for seed in range(24):
+    for seed in range(16):
         truth = moved((rng.normal(0.0, 1.0, 5) * [0.1, 1.0, 1.0, 0.05, 0.05]).tolist())
         fit = joint(frames(count, seed, truth, orientations=orientations, shared=shared), depth=False)
         z.append((fit.values - vector_of(truth)) / fit.sigma)
         found.append(fit.shared)
-    # 120 values: one standard deviation of the spread is 6.5 %.
-    assert 0.8 < np.std(z) < 1.22
-    assert np.all(np.abs(np.mean(z, axis=0)) < 4 / np.sqrt(24))
+    # 80 values: one standard deviation of the spread is 8 %; the benchmark has 500.
+    assert 0.76 < np.std(z) < 1.28
+    assert np.all(np.abs(np.mean(z, axis=0)) < 4 / np.sqrt(16))
     assert np.mean(found) == pytest.approx(shared, abs=0.05)
 
 
