@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -308,11 +308,18 @@ def _save(
         "seconds": seconds,
     }
     part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # torch wraps what its file object raises
+        with suppress(OSError):
+            part.unlink()
+        raise TrainingError(
+            f"{path}: the checkpoint cannot be written ({error}); make room and give the command again"
+        ) from error
 
 
 def _resume(

@@ -88,6 +88,13 @@ def test_a_loss_that_is_no_number_stops_with_a_message(
         train(simulator, len(classes), _settings(20), tmp_path / "c.pt")
 
 
+def test_a_checkpoint_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    simulator, classes = _made()
+    (tmp_path / "c.part").mkdir()  # as a full disk: there is no way to write the file
+    with pytest.raises(TrainingError, match=r"c\.pt: the checkpoint cannot be written .*make room"):
+        train(simulator, len(classes), _settings(1), tmp_path / "c.pt")
+
+
 def test_calibration_undoes_a_wrong_temperature_and_shift() -> None:
     rng = np.random.default_rng(0)
     true = rng.normal(0, 2, (20_000, 5))
