@@ -171,11 +171,11 @@ class EncodedImage:
         if not 1 <= block <= MAX_BLOCK_BYTES:
             raise BadFrame(f"{self.algorithm} blob declares blocks of {block} bytes")
         if self.algorithm == "bslz4":
-            group = _GROUP * self._shuffled_bytes()
-            if not 1 <= self._shuffled_bytes() <= 16 or block % group:
+            element = self._shuffled_bytes()
+            if not 1 <= element <= 16 or block % (_GROUP * element):
                 raise BadFrame(
                     f"bslz4 blob has blocks of {block} bytes, which are not whole groups of"
-                    f" {_GROUP} elements of {self._shuffled_bytes()} bytes"
+                    f" {_GROUP} elements of {element} bytes"
                 )
         return int(declared)
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Final
 
 from daemon.sources.base import Arrival, Bad, Event
-from daemon.sources.dectris_v2_codec import decode_message
+from daemon.sources.dectris_v2_codec import Decoder, decode_message
 from daemon.sources.zmq_reader import ReaderTable, ZmqSource
 
 _HEAD_BYTES: Final = 4096
@@ -43,10 +43,11 @@ def open_source(config: Config, stream: str) -> ZmqSource:
     ConfigError
         If an address cannot be bound or connected to.
     """
-    return ZmqSource("DECTRIS Stream V2", config, stream, partial(_decode, config))
+    decoder = Decoder(config.max_image_bytes)
+    return ZmqSource("DECTRIS Stream V2", config, stream, partial(_decode, config, decoder))
 
 
-def _decode(config: Config, parts: list[memoryview]) -> list[Event]:
+def _decode(config: Config, decoder: Decoder, parts: list[memoryview]) -> list[Event]:
     if len(parts) != 1:
         return [
             Bad(
@@ -60,4 +61,4 @@ def _decode(config: Config, parts: list[memoryview]) -> list[Event]:
         head = decode_message(message[:_HEAD_BYTES])[0]
         known = (head.detector_series, head.frame) if isinstance(head, Bad | Arrival) else (None, None)
         return [Bad(f"message of {message.nbytes} bytes, the limit is {limit}", *known)]
-    return decode_message(message, max_image_bytes=config.max_image_bytes)
+    return decoder.decode(message)

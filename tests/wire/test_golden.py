@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from daemon.sources.base import Arrival, Bad, Event, SeriesEnd, SeriesStart
-from daemon.sources.dectris_v2_codec import decode_message
+from daemon.sources.dectris_v2_codec import Decoder, decode_message
 from pipelines.frame import BadFrame
 from tests.wire import golden as g
 
@@ -133,6 +133,38 @@ def test_several_channels_times_and_position() -> None:
     assert low.acquired == 1651140000 + 1.5
     assert low.metadata["real_time_s"] == 0.25
     assert low.metadata["user_data"]["note"] == "edge"
+
+
+def test_images_like_the_one_before_are_read_the_same() -> None:
+    """Numbers of every width, other times and pixels, after an image of the same structure."""
+    other = (g.PIXELS + 1).astype(np.uint32)
+    decoder = Decoder()
+    for number in (4, 23, 24, 255, 256, 70_000, 1 << 40, (1 << 63) - 1, 1 << 63):
+        times = {
+            "start_time": g.array(g.uint(number // 3), g.uint(2_000_000)),
+            "real_time": g.array(g.uint(number % 1000), g.uint(2_000_000)),
+        }
+        data = g.mapping(low=g.multi_dim(g.PIXELS, 69, "bslz4"), high=g.multi_dim(other, 70, "lz4"))
+        message = g.image(number, data=data, **times)
+        assert decoder.decode(message) == decode_message(message), number
+        for spoiled in (message[:-1], message + b"\0", message[:40], message[:-400]):
+            assert decoder.decode(spoiled) == decode_message(spoiled)
+    assert decoder._template is not None
+    assert decoder._template.read(memoryview(g.image(300, data=data))) is not None
+
+
+def test_the_pattern_of_images_is_looked_for_now_and_then_only() -> None:
+    decoder = Decoder()
+    moving = [g.image(n, user_data=g.mapping(position_um=g.array(g.uint(n)))) for n in range(20)]
+    for message in moving:
+        assert decoder.decode(message) == decode_message(message)
+    steady = [g.image(n) for n in range(3)]
+    decoder.decode(steady[0])
+    assert decoder._template is not None
+    assert decoder._template.read(memoryview(steady[1])) is None  # it has given up
+    decoder.decode(g.start())
+    decoder.decode(steady[0])
+    assert decoder._template.read(memoryview(steady[1])) is not None
 
 
 def test_times_are_not_required() -> None:
