@@ -125,7 +125,7 @@ class LauePipeline:
                 f"drift watch: on {config.drift.material},"
                 f" {config.drift.frames_between_false_alarms:g} frames between false alarms"
             )
-        return lines
+        return [*lines, *self._analysis.remarks]
 
     def warm(self) -> None:
         """Run a frame with one strong and many weak bumps through everything."""

@@ -196,6 +196,16 @@ def test_check_config_names_the_key_and_the_material(folder: Path, pipeline: str
         describe(*read_config(path), str(path))
 
 
+def test_check_config_tells_doubts_and_bundles_that_are_not_used(folder: Path) -> None:
+    (folder / "doubtful.cif").write_text(COPPER.replace("Cu1 0 0 0 1", "Cu1 0 0 0 ?"))
+    words = f'materials = ["{folder}/doubtful.cif", "Ti"]\nbundle = ["{BUNDLES}/ZrO2"]'
+    path = config(folder, "doubtful", words)
+    said = describe(*read_config(path), str(path))
+    assert "  material doubtful: of unknown occupancy (?), taken as full: Cu1" in said
+    not_used = "  not used, the classical search does its work: bundle laue-ZrO2-residual: material doubtful"
+    assert any(line.startswith(not_used) for line in said)
+
+
 def test_check_config_and_run_end_with_one_line_and_status_2(folder: Path) -> None:
     (folder / "empty.cif").write_text("")
     path = config(folder, "empty", f'materials = ["{folder}/empty.cif"]')
