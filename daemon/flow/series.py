@@ -206,7 +206,8 @@ class SeriesTracker:
             self._close(current.series)
 
     def _latest(self) -> _Open | None:
-        return next(reversed(self._open.values()), None)
+        opened = list(self._open.values())  # in one step: `status` asks from another thread
+        return opened[-1] if opened else None
 
     def _find(self, detector_series: str) -> _Open | None:
         """Return the series if it is under way, or go on with one that was open before."""
