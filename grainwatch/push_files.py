@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import os
 import re
@@ -21,7 +22,9 @@ _PAUSE: Final = 10.0
 _POLL_S: Final = 0.5
 #: An empty file is given more time: its writer has opened it and not begun.
 _EMPTY_S: Final = 10.0
-_MAX_SIDECAR_BYTES: Final = 16 * 1024
+#: Of a text that is read, and of all texts beside an image that are sent, in UTF-8.
+_MAX_TEXT_BYTES: Final = 256 * 1024
+_MAX_SIDECARS_BYTES: Final = 16 * 1024
 _AXES: Final = ("x", "y", "z")
 _IMAGES: Final = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 _TEMPORARY: Final = (".tmp", ".temp", ".part", ".partial", ".crdownload", ".lock", ".swp", "~")
@@ -181,9 +184,12 @@ class Watcher:
             If one cannot be read.
         """
         texts = {}
+        left = _MAX_SIDECARS_BYTES
         for text in self.sidecars_of(path):
             with text.open("rb") as opened:
-                texts[text.name] = opened.read(_MAX_SIDECAR_BYTES).decode("utf-8-sig", "replace")
+                sent = decoded_text(opened.read(_MAX_TEXT_BYTES)).encode()[:left]
+            texts[text.name] = sent.decode("utf-8", "ignore")
+            left -= len(sent)
         return texts
 
     def _list(self) -> Iterator[tuple[str, Path]]:
@@ -322,6 +328,20 @@ def stem_of(name: str) -> str:
         stem, suffix = os.path.splitext(stem)
     # A detector that numbers its files image.0001 has no ending.
     return stem + suffix if suffix[1:].isdecimal() else stem
+
+
+def decoded_text(raw: bytes) -> str:
+    r"""Return the text of a file whose encoding nobody says: UTF-16 with its mark, UTF-8, else Latin-1.
+
+    >>> decoded_text(b"20 \xb5m"), decoded_text("20 µm".encode())
+    ('20 µm', '20 µm')
+    """
+    if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return raw.decode("utf-16", "replace")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
 
 
 def is_image(name: str) -> bool:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from grainwatch.commands.push import read_metadata
 from grainwatch.config import ConfigError
 from grainwatch.push_files import Candidate, Naming, Watcher, is_image, is_temporary, natural_key, stem_of
+from grainwatch.push_wire import metadata_error
 
 
 class Clock:
@@ -109,8 +110,13 @@ def test_an_image_waits_for_its_text(tmp_path: Path) -> None:
     assert after(watcher, 1.6) == []
     (found,) = after(watcher, 1.6)
     (tmp_path / "a_1.tif.json").write_text("{}")
-    texts = {"a_1.txt": "\N{REPLACEMENT CHARACTER}m 20", "a_1.tif.json": "{}"}
+    texts = {"a_1.txt": "\N{MICRO SIGN}m 20", "a_1.tif.json": "{}"}
     assert watcher.read_sidecars(found.path) == texts
+    text.write_text("\N{MICRO SIGN}" * 30_000, encoding="utf-16")
+    cut = watcher.read_sidecars(found.path)
+    assert 8000 < len(cut["a_1.txt"]) < 8193
+    assert set(cut["a_1.txt"]) == {"\N{MICRO SIGN}"}
+    assert metadata_error({}, cut) == ""
     assert watching(tmp_path, sidecars=False).read_sidecars(found.path) == {}
 
 

@@ -10,7 +10,9 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from testkit.push import Receiver, tiff
 
 from daemon.sinks.simulator import running
 
@@ -121,5 +123,18 @@ def test_it_works_where_nothing_else_is(clean_bin: Path, tmp_path: Path) -> None
 def test_it_has_the_commands_of_a_client_and_no_others(clean_bin: Path, tmp_path: Path) -> None:
     shown = run(clean_bin / "grainwatch", "--help", folder=tmp_path)
     listed = {line.split()[0] for line in shown.partition("Commands:")[2].splitlines() if line.strip()}
-    assert listed == {"subscribe", "status"}
+    assert listed == {"push", "subscribe", "status"}
     assert "--since" in run(clean_bin / "grainwatch", "subscribe", "--help", folder=tmp_path)
+
+
+def test_it_pushes_images(clean_bin: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "scan"
+    folder.mkdir()
+    for number in (7, 8):
+        (folder / f"a_{number}.tif").write_bytes(tiff(np.full((3, 4), number, np.uint16)))
+    with Receiver(tmp_path) as receiver:
+        arguments = ["push", str(folder), "--to", receiver.address, "--settle", "0.1", "--json"]
+        summary = json.loads(run(clean_bin / "grainwatch", *arguments, folder=tmp_path))
+        assert (summary["taken"], summary["ended"]) == (2, True)
+        assert [int(taken.frame.image.array().max()) for taken in receiver.frames] == [7, 8]
+        assert receiver.series == ["start scan", "end scan"]

@@ -27,6 +27,7 @@ DOCS = ROOT / "docs"
 FIRST_STEPS = DOCS / "tutorial" / "first-steps.md"
 PLUG_IN = DOCS / "how-to" / "write-a-plug-in.md"
 WATCH_A_FOLDER = DOCS / "how-to" / "watch-a-folder.md"
+PUSH_IMAGES = DOCS / "how-to" / "push-images.md"
 READ_RESULTS = DOCS / "how-to" / "read-results-files.md"
 EXAMPLES = sorted((ROOT / "deploy" / "examples").glob("*.toml"))
 PORTS = ("31001", "31100", "31101")
@@ -233,6 +234,17 @@ def test_watching_a_folder_as_written(tmp_path: Path) -> None:
     assert "folder.toml: good" in printed
     assert "laue: received 3, done 3, failed 0, dropped 0, lost 0, missing 0" in printed
     assert len(list((tmp_path / "tour" / "results").glob("*.h5"))) == 1
+
+
+@pytest.mark.system
+def test_pushing_images_as_written(tmp_path: Path) -> None:
+    with zmq.Context() as context, context.socket(zmq.REP) as socket:
+        port = socket.bind_to_random_port("tcp://127.0.0.1")
+    printed = run(script_of(PUSH_IMAGES, {"31110": str(port)}), tmp_path)
+    assert "push.toml: good" in printed
+    assert "series 'scan7': 3 images taken" in printed
+    assert "3 were there already" in printed
+    assert "laue: received 3, done 3, failed 0, dropped 0, lost 0, missing 0" in printed
 
 
 # References.
