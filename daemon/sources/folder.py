@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 from daemon.sources.base import Event, Idle, SourceContext
 from daemon.sources.folder_journal import Journal
-from daemon.sources.folder_names import Names
+from daemon.sources.folder_names import LARGEST_NUMBER, Names
 from daemon.sources.folder_reader import FolderReader
 from grainwatch.config import Table
 
@@ -138,8 +138,8 @@ class Config(Table, frozen=True, kw_only=True):
         for key in ("settle_s", "patience_s", "series_idle_s", "images_per_file", "frames_per_series"):
             if not getattr(self, key) >= 0:
                 raise ValueError(f"{key}: expected 0 or more, got {getattr(self, key)}")
-        if self.first_number is not None and self.first_number < 0:
-            raise ValueError(f"first_number: expected 0 or more, got {self.first_number}")
+        if self.first_number is not None and not 0 <= self.first_number <= LARGEST_NUMBER:
+            raise ValueError(f"first_number: expected 0 to {LARGEST_NUMBER}, got {self.first_number}")
         if not self.poll_s > 0:
             raise ValueError(f"poll_s: expected more than 0, got {self.poll_s}")
         if not self.position_unit_um > 0:

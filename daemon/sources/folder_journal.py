@@ -62,7 +62,7 @@ Earlier: TypeAlias = tuple[FolderSeries, int]
 
 
 class Journal:
-    """One file for one stream. Used by one thread; about 0.1 ms an image."""
+    """One file for one stream. Used by one thread; a tenth of a millisecond an image."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
