@@ -150,12 +150,11 @@ class FolderReader:
         watch = self._watch
         self._busy = (f"reading {file.path}", time.monotonic())
         try:
-            if not watch.is_unchanged(file):
-                return
             writer = hdf5_writer(file.path)
+            unchanged = watch.is_unchanged(file)
             if writer:
                 yield from self._read_beside(writer, file)
-            else:
+            elif unchanged:
                 yield from self._read(file, check=True)
                 if file.settled and file.given == 0:
                     raise BadFrame(f"{file.path}: holds no image that was written")

@@ -18,7 +18,7 @@ from typing import Final
 from daemon.flow.log_limit import LogLimit
 from daemon.sources.folder_journal import Earlier
 from daemon.sources.folder_pattern import FilePattern, Listing, Mark
-from pipelines.files import is_hdf5
+from pipelines.files import hdf5_writer, is_hdf5
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ PAUSE: Final = 10.0
 #: in steps of two.
 COARSE_S: Final = 2.1
 _SECOND_NS: Final = 1_000_000_000
+_HDF5_SUFFIXES: Final = (".h5", ".hdf5", ".hdf", ".he5", ".nxs", ".nx", ".nx5", ".nexus", ".cxi")
 _DIGITS: Final = re.compile("[0-9]+")
 
 #: What a share says that is away, or a disk that is being taken out: no fault of the file.
@@ -392,7 +393,16 @@ class FolderWatch:
         needed = self._settle_s
         if needed and file.mtime_ns % _SECOND_NS == 0:
             needed = max(needed, COARSE_S)
-        file.settled = now - file.changed >= needed
+        file.settled = now - file.changed >= needed or _may_be_read_while_it_grows(file.path)
+
+
+def _may_be_read_while_it_grows(path: str) -> bool:
+    """Return whether it is an HDF5 file in SWMR mode: it may never stand still, and need not."""
+    try:
+        return path.lower().endswith(_HDF5_SUFFIXES) and hdf5_writer(path) == "swmr"
+    except OSError as error:
+        log.debug("%s: %s", path, error)
+        return False
 
 
 def _goes_on(file: WatchedFile, mark: Mark) -> bool:

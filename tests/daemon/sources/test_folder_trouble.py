@@ -184,6 +184,16 @@ def test_an_hdf5_file_that_grows(data: Path, state: Path, hdf5_writer: Callable[
         assert run.totals == run.totals | {"done": 6, "failed": 0, "dropped": 0}
 
 
+def test_an_hdf5_file_that_never_stands_still(
+    data: Path, state: Path, hdf5_writer: Callable[[str], None]
+) -> None:
+    hdf5_writer("file.swmr_mode = True")
+    with FolderRun(state, data / "*.h5", dataset="d", settle_s=1000.0) as run:
+        for n in range(5):
+            hdf5_writer(APPEND)
+            run.frames(n + 1)
+
+
 def test_a_restart_while_an_hdf5_file_grows(
     data: Path, state: Path, hdf5_writer: Callable[[str], None]
 ) -> None:
