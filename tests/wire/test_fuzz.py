@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from daemon.sources.base import Arrival, Bad, SeriesEnd, SeriesStart
 from daemon.sources.dectris_v2_codec import decode_message
-from tests.wire import fuzz, fuzz_dectris_v1, fuzz_dectris_v2, golden
+from tests.wire import fuzz, fuzz_dectris_v1, fuzz_dectris_v2, fuzz_push, golden
 
 # Messages to each decoder; `make fuzz` runs 100,000.
 MESSAGES_EACH = 1000
@@ -77,6 +77,12 @@ def test_the_fuzzer_reaches_the_pixels() -> None:
         assert counts["Bad"] > 100, case.name
         assert counts["Arrival"] > 50, case.name
         assert counts["Arrival of pixels that do not decode"] > 10, case.name
+
+
+def test_the_fuzzer_reaches_what_is_pushed() -> None:
+    counts = fuzz.run(700, 3, [fuzz_push.CASE])["pushed images"].counts
+    for kind in ("taken", "failed", "refused", "Refused", "Welcome", "Left"):
+        assert counts[kind] > 10, counts
 
 
 def test_the_long_form_runs_all_of_them() -> None:
