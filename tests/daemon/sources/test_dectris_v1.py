@@ -163,30 +163,32 @@ def test_a_tap_gets_all_parts_byte_for_byte() -> None:
         until = time.monotonic() + 40
         while not all(tuned_in.values()):  # a subscription takes a moment
             assert time.monotonic() < until
-            push.send_multipart([b"hello"])
+            push.send_multipart([b"are you there"])
             while isinstance(next(events), Idle):
                 pass
             tuned_in["tap"] |= isinstance(next(heard), Bad)
             try:
-                tuned_in["viewer"] |= viewer.recv_multipart() == [b"hello"]
+                tuned_in["viewer"] |= viewer.recv_multipart() == [b"are you there"]
             except zmq.Again:
                 continue
         for message in messages:
             push.send_multipart(message)
         told = [e for e in collect(primary) if not is_hello(e)]
-        assert repr([e for e in collect(tap) if not is_hello(e)]) == repr(told)
+        tapped = [e for e in collect(tap) if not is_hello(e)]
+        assert repr(tapped[0]) == repr(told[0])  # a header has arrays, which have no single equality
+        assert tapped[1:] == told[1:]
         seen: list[list[bytes]] = []
         while len(seen) < len(messages):
             assert time.monotonic() < until
             message = viewer.recv_multipart()
-            if message != [b"hello"]:
+            if message != [b"are you there"]:
                 seen.append(message)
         assert seen == messages
     assert [type(e) for e in told] == [SeriesStart, Arrival, Arrival, Bad, SeriesEnd]
 
 
 def is_hello(event: Event) -> bool:
-    return isinstance(event, Bad) and event.reason.startswith("first part of 5 characters is not JSON")
+    return isinstance(event, Bad) and event.reason.startswith("first part of 13 characters is not JSON")
 
 
 def test_an_end_before_the_first_header_and_bad_messages_between_good_ones() -> None:
