@@ -18,10 +18,10 @@ import numpy.typing as npt
 import typer
 import zmq
 
-from daemon.sources import bluesky_sim, dectris_v1_sim, dectris_v2_sim
+from daemon.sources import bluesky_sim, dectris_v1_sim, dectris_v2_sim, folder_sim
 from daemon.sources.detector_sim import Options, Simulator
-from grainwatch.config import ConfigError
-from pipelines.files import expand, read_images
+from grainwatch.config import ConfigError, ScanTable
+from pipelines.files import expand, read_images, reason
 from pipelines.frame import BadFrame
 
 app = typer.Typer(
@@ -165,8 +165,7 @@ def bluesky(
 ) -> None:
     """Publish the documents of a raster scan as a Bluesky RunEngine does, files in place of the detector."""
     address = _address("bluesky", bind, connect, "tcp://127.0.0.1:5578")
-    if not re.fullmatch("[0-9]{1,6}(x[0-9]{1,6}){0,2}", scan):
-        raise ConfigError(f"simulate bluesky: --scan: expected points such as 41x31, got {scan!r}")
+    shape = _points("bluesky", scan)
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"simulate bluesky: --folder: {folder} is not a folder")
     stopping = _stop_flag()
@@ -174,7 +173,7 @@ def bluesky(
         options = bluesky_sim.Options(
             address=address,
             bind=connect is None,
-            shape=tuple(int(n) for n in scan.split("x")),
+            shape=shape,
             step_um=step_um,
             snake=snake,
             rate_hz=rate,
@@ -193,6 +192,51 @@ def bluesky(
     print(json.dumps(asdict(report)) if as_json else str(report), flush=True)
     if not report.complete:
         raise typer.Exit(1)
+
+
+@app.command("folder")
+def folder(
+    to: Annotated[Path, typer.Option(help="Folder to write to; made if it is not there.")],
+    more_frames: MoreFrames = None,
+    frames: Frames = None,
+    writer: Annotated[str, typer.Option(help="slow (in pieces), rename or swmr (one HDF5 file).")] = "slow",
+    name: Annotated[str, typer.Option(help="Files are called NAME_0000.tif, or NAME.h5.")] = "scan",
+    rate: Rate = 20.0,
+    scan: Annotated[str | None, typer.Option(help="Points of a raster scan, x first: 41x31.")] = None,
+    step_um: Annotated[float, typer.Option(help="Distance of the points.")] = 1.0,
+    snake: Annotated[bool, typer.Option(help="Every second line runs backwards.")] = False,
+    end_file: Annotated[str, typer.Option(help="Write an empty file of this name at the end.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Write files into a folder as a program does that saves its images there."""
+    stopping = _stop_flag()
+    try:
+        shape = _points("folder", scan) if scan else ()
+        options = folder_sim.Options(
+            folder=to,
+            name=name,
+            writer=folder_sim.checked_writer(writer),
+            rate_hz=rate,
+            scan=ScanTable(shape=shape, step_um=(step_um,) * len(shape), snake=snake) if shape else None,
+            end_file=end_file,
+        )
+        files = expand([*(frames or []), *(more_frames or [])])
+        if not files:
+            raise ConfigError("simulate folder: --frames: give at least one file")
+        report = folder_sim.write(_pixels(files), options, lambda: bool(stopping))
+    except (ValueError, OSError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"simulate folder: {reason(error)}") from error
+    print(json.dumps(asdict(report)) if as_json else str(report), flush=True)
+    if not report.complete:
+        raise typer.Exit(1)
+
+
+def _points(name: str, scan: str) -> tuple[int, ...]:
+    if not re.fullmatch("[0-9]{1,6}(x[0-9]{1,6}){0,2}", scan):
+        raise ConfigError(f"simulate {name}: --scan: expected points such as 41x31, got {scan!r}")
+    return tuple(int(n) for n in scan.split("x"))
 
 
 def _address(name: str, bind: str | None, connect: str | None, own: str) -> str:
