@@ -129,8 +129,10 @@ class Service:
 
     def ready(self, daemon: Watched) -> None:
         """The daemon is warm and its sockets are bound, or is through with a reload."""
-        self._daemon = daemon
         with self._lock:
+            if self._phase == "stopping":  # it broke the reload off
+                return
+            self._daemon = daemon
             self._phase = "running"
             self._notifier.send(READY=1, STATUS=self._line())
 

@@ -19,6 +19,8 @@ import pytest
 from testkit.process import DaemonProcess, environment, eventually
 from testkit.service_manager import ServiceManager
 
+from pipelines.results_files import ResultsFile, results_files
+
 pytestmark = pytest.mark.system
 
 LONG_S = 60.0
@@ -66,7 +68,7 @@ def test_twenty_reloads_under_a_detector_lose_no_frame(tmp_path: Path) -> None:
                 done = daemon.counts()["done"]
                 daemon.process.send_signal(signal.SIGHUP)
                 eventually(lambda n=number: len(manager.having("READY")) == n + 2, LONG_S)
-                eventually(lambda d=done: daemon.counts()["done"] > d + 5, LONG_S)
+                eventually(lambda d=done: daemon.counts()["done"] > d, LONG_S)
         finally:
             detector.kill()
         eventually(lambda: daemon.counts()["in_flight"] == 0, LONG_S)
@@ -101,6 +103,8 @@ def two_configurations(daemon: DaemonProcess, address: str) -> list[str]:
 
 
 def test_what_may_change_changes_and_is_named(daemon: DaemonProcess) -> None:
+    files = f'[sinks.hdf5]\nfolder = "{daemon.folder}/results"\n'
+    daemon.config_path.write_text(daemon.config_path.read_text() + files)
     daemon.start()
     workers = set(daemon.workers())
     daemon.feed(["start", "1/a", 40])
@@ -136,7 +140,28 @@ def test_what_may_change_changes_and_is_named(daemon: DaemonProcess) -> None:
     results = daemon.events("result")
     assert [r["n_peaks"] - results[0]["n_peaks"] for r in results[19:]] == [0, 5, 5, 5]
     assert [r["grid_index"] for r in results[19:]] == [None, None, [0, 0], [1, 0]]
+    assert daemon.stop() == 0
     assert daemon.audit() == []
+    # Each file has the configuration that it was begun with.
+    written = sorted(results_files(daemon.folder / "results"), key=lambda path: path.stat().st_mtime_ns)
+    hashes = []
+    for path in written:
+        with ResultsFile(path) as file:
+            hashes.append(hash_of(file.config_text))
+    assert hashes == [results[0]["config_hash"], results[-1]["config_hash"]]
+
+
+def test_the_front_may_compute_itself_and_give_it_up_again(daemon: DaemonProcess) -> None:
+    text = daemon.config_path.read_text()
+    daemon.start()
+    daemon.feed(["start", "1/a"])
+    for number, workers in enumerate((0, 1)):
+        daemon.config_path.write_text(text.replace("workers = 2", f"workers = {workers}"))
+        assert reload(daemon).returncode == 0
+        daemon.images("1/a", range(10 * number, 10 * number + 10))
+        eventually(lambda n=number: daemon.counts()["done"] == 10 * n + 10, LONG_S)
+        assert len(daemon.workers()) == workers
+    assert daemon.status()["status"]["worker_restarts"] == 0
 
 
 @pytest.mark.parametrize(
@@ -209,6 +234,13 @@ def test_the_command_says_why_a_reload_was_refused(daemon: DaemonProcess) -> Non
 
 
 def test_a_stop_breaks_a_reload_off(daemon: DaemonProcess) -> None:
+    with ServiceManager(daemon.folder) as manager:
+        daemon.environment = manager.environment()
+        stop_in_a_reload(daemon)
+    assert manager.states() == ["READY", "RELOADING", "STOPPING"]
+
+
+def stop_in_a_reload(daemon: DaemonProcess) -> None:
     daemon.start()
     workers = daemon.workers()
     text = daemon.config_path.read_text()

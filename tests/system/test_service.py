@@ -178,7 +178,7 @@ def test_a_dispatcher_that_hangs_ends_the_pings(tmp_path: Path, manager: Service
 
 def test_waiting_for_a_sink_that_may_block_is_no_hang(tmp_path: Path, manager: ServiceManager) -> None:
     with under(manager, DaemonProcess(tmp_path), watchdog_s=2.0) as daemon:
-        slow = f'[sinks.slow]\ntype = "testkit.sinks"\npath = "{tmp_path}/slow.jsonl"\nsleep_s = 4.0\n'
+        slow = f'[sinks.slow]\ntype = "testkit.sinks"\npath = "{tmp_path}/slow.jsonl"\nsleep_s = 2.5\n'
         slow += 'edge = {policy = "block", depth = 1}\n'
         stream = '[streams.s]\nintake = {policy = "block", depth = 1}\n'
         text = daemon.config_path.read_text().replace("[streams.s]\n", stream) + slow
@@ -187,7 +187,7 @@ def test_waiting_for_a_sink_that_may_block_is_no_hang(tmp_path: Path, manager: S
         daemon.feed(["start", "1/a"])
         daemon.images("1/a", range(20))
         eventually(lambda: daemon.status()["status"]["edges"][0]["filled"] == 1, LONG_S)
-        time.sleep(4.0)
+        time.sleep(3.0)
         assert "hangs" not in daemon.log_path.read_text()
         assert manager.having("WATCHDOG", since=time.monotonic() - 2.0)
 
