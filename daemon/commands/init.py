@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from daemon.sinks import publisher, results_file
-from daemon.sources import dectris_v2
+from daemon.sources import dectris_v1, dectris_v2
 from grainwatch.config import (
     ConfigError,
     DaemonTable,
@@ -29,6 +29,10 @@ from pipelines.laue.lauetools_files import read_det
 from pipelines.laue.proposals import shipped_for
 
 _PLACEHOLDER = "calibration.det"
+_TYPES = {
+    "dectris-v2": (dectris_v2.Config, "DECTRIS Stream V2"),
+    "dectris-v1": (dectris_v1.Config, "DECTRIS Stream V1"),
+}
 _PIXEL_BYTES = 4
 _Value = str | bool | int | float | Sequence[str | int | float]
 _Rows = list[tuple[str, _Value, str]]
@@ -37,8 +41,11 @@ _Rows = list[tuple[str, _Value, str]]
 def init(
     det: Annotated[Path | None, typer.Option("--det", help="LaueTools calibration of the detector.")] = None,
     source: Annotated[
-        str, typer.Option("--source", help="Where the detector sends (DECTRIS Stream V2): tcp://HOST:PORT.")
+        str, typer.Option("--source", help="Where the detector sends: tcp://HOST:PORT.")
     ] = "tcp://127.0.0.1:31001",
+    type_: Annotated[
+        str, typer.Option("--type", help="What it speaks: dectris-v2, or dectris-v1 (port 9999).")
+    ] = "dectris-v2",
     material: Annotated[
         list[str] | None,
         typer.Option(
@@ -54,11 +61,13 @@ def init(
     """Write a commented configuration to start from."""
     if out.exists() and not force:
         raise ConfigError(f"init: {out} is there already: add --force to overwrite it, or give another --out")
-    convert({"address": source}, dectris_v2.Config, "init: --source")
+    if type_ not in _TYPES:
+        raise ConfigError(f"init: --type: expected one of {', '.join(_TYPES)}, got {type_!r}")
+    convert({"address": source}, _TYPES[type_][0], "init: --source")
     shape = _scan_shape(scan)
     calibration, calibrated_with = _calibration(det)
     materials = _materials(material or [], calibrated_with)
-    text = config_text(out.absolute().parent, det, calibration, source, materials, shape)
+    text = config_text(out.absolute().parent, det, calibration, (type_, source), materials, shape)
     parse_config(text.encode(), str(out))
     _write(out, text)
     print(f"written: {out}")
@@ -71,7 +80,7 @@ def config_text(
     folder: Path,
     det: Path | None,
     calibration: Calibration | None,
-    source: str,
+    source: tuple[str, str],
     materials: Sequence[str],
     shape: tuple[int, ...],
 ) -> str:
@@ -84,8 +93,8 @@ def config_text(
         so that it does not matter where the daemon is started.
     det : Path or None
         The calibration file, and what it holds; a placeholder is written for None.
-    source : str
-        Address of the detector.
+    source : tuple of str
+        Type and address of the detector.
     materials : sequence of str
         Names or absolute paths of CIF files.
     shape : tuple of int
@@ -124,8 +133,8 @@ def config_text(
         (
             "streams.laue.source",
             [
-                ("type", "dectris-v2", "what the detector speaks: DECTRIS Stream V2"),
-                ("address", source, "where it sends; each frame goes to one reader only"),
+                ("type", source[0], f"what the detector speaks: {_TYPES[source[0]][1]}"),
+                ("address", source[1], "where it sends; each frame goes to one reader only"),
             ],
         ),
         (

@@ -35,6 +35,19 @@ def run(
     return code, printed.err if code else printed.out
 
 
+def test_the_older_stream(
+    det: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = det.parent / "old.toml"
+    arguments = ["init", "--det", det, "--source", "tcp://h:9999", "--out", out, "--type"]
+    code, printed = run(capsys, monkeypatch, *arguments, "dectris-v3")
+    assert (code, "expected one of dectris-v2, dectris-v1, got 'dectris-v3'" in printed) == (2, True)
+    assert run(capsys, monkeypatch, *arguments, "dectris-v1")[0] == 0
+    source = read_config(out)[0].streams["laue"].source
+    assert source == {"type": "dectris-v1", "address": "tcp://h:9999"}
+    assert run(capsys, monkeypatch, "check-config", out)[0] == 0
+
+
 @pytest.mark.parametrize("folder", ["plain", 'Müller\'s "scan" #3', "back\\slash é 日本"])
 def test_the_file_passes_check_config(
     folder: str, det: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
