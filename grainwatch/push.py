@@ -181,8 +181,8 @@ class ImagePusher:
 
     def next_number(self) -> int:
         """Return the number after the highest that was given so far."""
-        given = [*self._session.numbers, *(p.head.number for p in self._waiting())]
-        return max(given, default=self.first - 1) + 1
+        waiting = (parcel.head.number for parcel in self._waiting())
+        return max(self.first - 1, self._session.highest, *waiting) + 1
 
     def push_file(
         self,
@@ -353,7 +353,7 @@ class ImagePusher:
         if outcome != "refused":
             self._session.held.setdefault(head.fingerprint, head.number)
         if outcome in ("taken", "failed"):
-            self._session.numbers[head.number] = head.fingerprint
+            self._session.note(head.number, head.fingerprint)
             if head.form == "array":
                 parcel.load = None
             self._delivered[head.fingerprint] = parcel
@@ -397,7 +397,7 @@ class ImagePusher:
 
     def _ask_turn(self) -> None:
         session = self._session
-        session.held, session.numbers = {}, {}
+        session.held, session.numbers, session.highest = {}, {}, -1
         session.fresh = self._fresh
         # A series that goes on is asked for by its id, so that a series begun anew is not begun twice.
         series_id = "" if self._fresh else self.series_id
@@ -417,7 +417,7 @@ class ImagePusher:
             case Held(images):
                 for image in images:
                     if image.current:
-                        session.numbers[image.number] = image.fingerprint
+                        session.note(image.number, image.fingerprint)
                     if image.current or not self._again:
                         session.held.setdefault(image.fingerprint, image.number)
             case Begun():

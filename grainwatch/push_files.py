@@ -17,9 +17,10 @@ from grainwatch.push_wire import MAX_NUMBER, PACKED, SIDECARS, SUFFIXES, file_fi
 
 #: Micrometres.
 UNITS_UM: Final = {"nm": 1e-3, "um": 1.0, "mm": 1e3}
-#: A listing that took long is followed by a pause of so many times its length.
+#: A listing that took long is followed by a pause of so many times its length, within bounds.
 _PAUSE: Final = 10.0
 _POLL_S: Final = 0.5
+_LONGEST_PAUSE_S: Final = 5.0
 #: An empty file is given more time: its writer has opened it and not begun.
 _EMPTY_S: Final = 10.0
 #: Of a text that is read, and of all texts beside an image that are sent, in UTF-8.
@@ -43,6 +44,11 @@ class Candidate:
     def fingerprint(self) -> bytes:
         """What tells it from other files, and from itself when it was another one."""
         return file_fingerprint(self.name, self.size, self.modified_ns)
+
+    def unchanged(self) -> bool:
+        """Return whether it still is as it was; raises OSError if it cannot be told."""
+        found = self.path.stat()
+        return (found.st_size, found.st_mtime_ns) == (self.size, self.modified_ns)
 
 
 @dataclass(slots=True)
@@ -89,6 +95,8 @@ class Watcher:
         if absent:
             raise ConfigError(f"{absent[0]}: no such file or folder")
         folders = [path for path in paths if path.is_dir()]
+        if len({path.absolute().anchor for path in paths}) > 1:
+            raise ConfigError(f"{paths[-1]}: expected files of one drive")
         if folders and len(paths) > 1:
             raise ConfigError(f"{folders[0]}: expected one folder, or files, got both or several")
         self.folder = folders[0] if folders else None
@@ -100,6 +108,7 @@ class Watcher:
         self._settle_s = settle_s
         self._sidecars = sidecars
         self._seen: dict[str, _Seen] = {}
+        self._beside: dict[Path, dict[str, str]] = {}
         self._clock = clock
         self._next = -math.inf
 
@@ -123,6 +132,7 @@ class Watcher:
         began = self._clock()
         if began < self._next:
             return []
+        self._beside = {}
         files = dict(self._list())
         self.listed = sorted(files, key=natural_key)
         finished = []
@@ -137,7 +147,7 @@ class Watcher:
                 self.growing += 1
         self._seen = {name: seen for name, seen in self._seen.items() if name in files}
         now = self._clock()
-        self._next = now + max(_POLL_S, _PAUSE * (now - began))
+        self._next = now + min(max(_POLL_S, _PAUSE * (now - began)), _LONGEST_PAUSE_S)
         return finished
 
     def finished(self, name: str) -> None:
@@ -171,9 +181,13 @@ class Watcher:
         """Return the texts beside an image: of its name, with or without its own ending."""
         if not self._sidecars:
             return []
-        stems = dict.fromkeys([path.name, stem_of(path.name)])
-        found = (path.with_name(stem + suffix) for stem in stems for suffix in SIDECARS)
-        return [text for text in found if text.is_file()]
+        # One listing of a folder instead of six questions an image, which a share answers slowly.
+        if path.parent not in self._beside:
+            self._beside[path.parent] = {name.lower(): name for name in os.listdir(path.parent)}
+        beside = self._beside[path.parent]
+        stems = dict.fromkeys([path.name.lower(), stem_of(path.name).lower()])
+        found = (beside.get(stem + suffix) for stem in stems for suffix in SIDECARS)
+        return [path.with_name(name) for name in found if name is not None]
 
     def read_sidecars(self, path: Path) -> dict[str, str]:
         """Return the texts beside an image by name, cut off where they are longer than can be sent.
@@ -194,8 +208,7 @@ class Watcher:
 
     def _list(self) -> Iterator[tuple[str, Path]]:
         if self.folder is None:
-            parents = [str(file.absolute().parent) for file in self._files]
-            common = Path(os.path.commonpath(parents))
+            common = Path(os.path.commonpath([str(file.absolute().parent) for file in self._files]))
             for file in self._files:
                 yield file.absolute().relative_to(common).as_posix(), file
         elif self._pattern:

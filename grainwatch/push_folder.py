@@ -106,7 +106,8 @@ class FolderPush:
         except OSError as error:
             # A share that is away comes back; whoever does not want to wait presses Ctrl-C.
             if not self._away:
-                self._say(f"{self._watcher.folder}: cannot be read: {error.strerror}: waiting")
+                what = error.strerror or error
+                self._say(f"{self._watcher.folder}: cannot be read: {what}: waiting")
             self._away = str(error)
             return []
         if self._away:
@@ -155,6 +156,9 @@ class FolderPush:
             self._give_up(file, "no number in its name (--number)")
             return
         try:
+            if not file.unchanged():  # others went before it
+                self._watcher.again(file.name)
+                return
             self._pusher.push_file(
                 file.path,
                 number,
@@ -169,7 +173,7 @@ class FolderPush:
             self._give_up(file, "is gone")
         except OSError as error:
             self._watcher.again(file.name)
-            self._retry(file, f"cannot be read: {error.strerror}")
+            self._retry(file, f"cannot be read: {error.strerror or error}")
         else:
             self._watcher.finished(file.name)
 

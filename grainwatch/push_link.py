@@ -144,6 +144,8 @@ class Session:
         From the fingerprints of the images that need not be sent to their numbers.
     numbers : dict
         From the numbers of the series that are taken to fingerprints.
+    highest : int
+        The highest of them, -1 without any.
     """
 
     link: Link
@@ -154,6 +156,12 @@ class Session:
     fresh: bool = False
     held: dict[bytes, int] = field(default_factory=dict)
     numbers: dict[int, bytes] = field(default_factory=dict)
+    highest: int = -1
+
+    def note(self, number: int, fingerprint: bytes) -> None:
+        """Note that a number is taken."""
+        self.numbers[number] = fingerprint
+        self.highest = max(self.highest, number)
 
 
 def client_name() -> str:

@@ -11,6 +11,7 @@ import logging
 import os
 import resource
 import shutil
+import signal
 import sys
 import zlib
 from itertools import islice
@@ -52,16 +53,22 @@ class Reply(msgspec.Struct, frozen=True):
 
 def main() -> None:
     """Decode what comes until nobody is there."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # a stop is for the daemon, which finishes its file
+        signal.signal(number, signal.SIG_IGN)
     connection = Connection(int(sys.argv[1]))
     folder = Path(sys.argv[2])
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
     _limit_memory(int(sys.argv[3]))
+    longest_s = int(sys.argv[4])
     try:
         connection.send_bytes(READY)
         while True:
             request = msgspec.msgpack.decode(connection.recv_bytes(), type=Request)
-            _answer(connection, request, connection.recv_bytes(), folder)
-    except (EOFError, OSError, KeyboardInterrupt):
+            data = connection.recv_bytes()
+            signal.alarm(longest_s)  # ends what nobody is left to end
+            _answer(connection, request, data, folder)
+            signal.alarm(0)
+    except (EOFError, OSError):
         pass  # the daemon is gone, or goes
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -6,6 +6,7 @@ the child memory and time are bounded, and what crashes there costs one frame.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import socket
@@ -105,13 +106,15 @@ class FileReader:
     def _start(self) -> None:
         self._ready = False
         self._folder = tempfile.mkdtemp(prefix="grainwatch-push-")
+        longest_s = 2 * math.ceil(self._timeout_s)
         ours, theirs = socket.socketpair()
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "daemon.sources.push_decoder"]
-                + [str(argument) for argument in (theirs.fileno(), self._folder, self._memory)],
+                + [str(argument) for argument in (theirs.fileno(), self._folder, self._memory, longest_s)],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                process_group=0,  # Ctrl-C is for the daemon alone
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )
         except OSError:

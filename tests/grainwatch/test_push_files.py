@@ -108,9 +108,11 @@ def test_an_image_waits_for_its_text(tmp_path: Path) -> None:
     assert watcher.look() == []
     text.write_bytes("\N{MICRO SIGN}m".encode("latin-1") + b" 20")
     assert after(watcher, 1.6) == []
+    assert len(after(watcher, 1.6)) == 1
+    (tmp_path / "a_1.tif.JSON").write_text("{}")
+    assert after(watcher, 1.6) == []
     (found,) = after(watcher, 1.6)
-    (tmp_path / "a_1.tif.json").write_text("{}")
-    texts = {"a_1.txt": "\N{MICRO SIGN}m 20", "a_1.tif.json": "{}"}
+    texts = {"a_1.txt": "\N{MICRO SIGN}m 20", "a_1.tif.JSON": "{}"}
     assert watcher.read_sidecars(found.path) == texts
     text.write_text("\N{MICRO SIGN}" * 30_000, encoding="utf-16")
     cut = watcher.read_sidecars(found.path)
