@@ -125,7 +125,8 @@ class ImagePusher:
         self._complained = False
         self._stalled = False
         self._closed = False
-        self._alone_since = self._heard = time.monotonic()
+        self._alone_since: float | None = None  # since somebody waits
+        self._heard = time.monotonic()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
             self._session = Session(Link(self._context, address))
@@ -375,6 +376,8 @@ class ImagePusher:
     def _pump(self, wait_s: float) -> None:
         """Wait at most so long for something to arrive and deal with all that has."""
         session = self._session
+        if self._alone_since is None:
+            self._alone_since = time.monotonic()
         for message in session.link.receive(wait_s):
             self._heard = time.monotonic()
             self._stalled = False
@@ -471,7 +474,7 @@ class ImagePusher:
                     f"{self.address}: the daemon takes no images at present (is it overloaded?): waiting"
                 )
             return
-        alone_s = now - self._alone_since
+        alone_s = now - (self._alone_since or now)
         what = f"nothing answers at {self.address}"
         if session.link.strange:
             what = f"what answers at {self.address} is no image port of a daemon (source 'push')"

@@ -18,7 +18,7 @@ from grainwatch.push_wire import MAX_NUMBER, PACKED, SIDECARS, SUFFIXES, file_fi
 #: Micrometres.
 UNITS_UM: Final = {"nm": 1e-3, "um": 1.0, "mm": 1e3}
 #: A listing that took long is followed by a pause of so many times its length, within bounds.
-_PAUSE: Final = 10.0
+_PAUSE: Final = 3.0
 _POLL_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 5.0
 #: An empty file is given more time: its writer has opened it and not begun.
