@@ -8,6 +8,7 @@ from typing import Any
 import bitshuffle
 import h5py
 import hdf5plugin
+import lz4.block
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -138,6 +139,40 @@ def test_what_only_decoding_shows(blob: bytes, reason: str) -> None:
     image = EncodedImage(memoryview(blob), (10, 10), "<u2", "bslz4")
     with pytest.raises(BadFrame, match=reason):
         image.array()
+
+
+def test_a_bare_lz4_block_is_what_lz4_itself_writes() -> None:
+    pixels = np.random.default_rng(6).poisson(0.2, (50, 60)).astype("<u2")
+    theirs = lz4.block.compress(pixels.tobytes(), store_size=False)
+    assert (EncodedImage(memoryview(theirs), (50, 60), "<u2", "lz4-block").array() == pixels).all()
+    ours = encode_image(pixels, "lz4-block")
+    assert lz4.block.decompress(ours, uncompressed_size=pixels.nbytes) == pixels.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("shape", "cut", "reason"),
+    [
+        ((10, 10), 1, "lz4 block does not decompress to its size of 200 bytes"),
+        ((9, 10), 0, "lz4 block does not decompress to its size of 180 bytes"),
+        ((11, 10), 0, "lz4 block decompresses to 200 bytes, expected 220"),
+    ],
+)
+def test_a_bare_lz4_block_that_is_not_right(shape: tuple[int, int], cut: int, reason: str) -> None:
+    block = encode_image(np.arange(100, dtype="<u2"), "lz4-block")
+    image = EncodedImage(memoryview(block[: len(block) - cut]), shape, "<u2", "lz4-block")
+    with pytest.raises(BadFrame, match=reason):
+        image.array()
+
+
+def test_a_bare_lz4_block_cannot_claim_more_than_it_can_hold() -> None:
+    """The format's own bound, so that few bytes set aside no gigabyte."""
+    best = encode_image(np.zeros(1 << 20, np.uint8), "lz4-block")
+    assert (1 << 20) / len(best) <= 255
+    EncodedImage(memoryview(best), (1 << 10, 1 << 10), "|u1", "lz4-block")
+    with pytest.raises(BadFrame, match=r"an lz4 block of 10 bytes holds at most 2550"):
+        EncodedImage(memoryview(best[:10]), (1 << 10, 1 << 10), "|u1", "lz4-block")
+    with pytest.raises(BadFrame, match="the limit is 100"):
+        EncodedImage(memoryview(best), (1 << 10, 1 << 10), "|u1", "lz4-block", max_bytes=100)
 
 
 def test_an_unknown_algorithm_to_encode() -> None:
