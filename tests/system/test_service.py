@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -97,8 +97,7 @@ def test_the_life_of_a_service(tmp_path: Path) -> None:
             assert 0 <= reloading.at - since < 5.0
             assert daemon.stop() == 0
             eventually(lambda: manager.states()[-1] == "STOPPING")
-            pids = (tmp_path / "log.txt").read_text()
-            assert "NOTIFY_SOCKET" not in pids
+            assert "NOTIFY_SOCKET" not in daemon.log_path.read_text()
         # A line at most once a second, and at each change of state.
         lines = [m.at for m in manager.having("STATUS")]
         assert len(lines) < 10 + 2 * (lines[-1] - lines[0])
@@ -228,9 +227,6 @@ def test_a_terminal_that_is_closed_stops_the_daemon(tmp_path: Path) -> None:
         assert daemon.process.wait(LONG_S) == 0
 
 
-def daemon_runs(daemon: DaemonProcess):  # type: ignore[no-untyped-def]
-    def runs() -> bool:
-        control = daemon.folder / "run" / "control.sock"
-        return control.exists() and daemon.status()["status"]["state"] == "running"
-
-    return runs
+def daemon_runs(daemon: DaemonProcess) -> Callable[[], bool]:
+    control = daemon.folder / "run" / "control.sock"
+    return lambda: control.exists() and daemon.status()["status"]["state"] == "running"
