@@ -35,14 +35,15 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int32]
 
 MOST_CRYSTALS = 5
-"""Of a pattern that is learned, as in the paper; as many in every pattern that judges."""
+"""Of a pattern that is learned, as in the paper."""
 
 RECALL_AT = 0.5
 """What LaueNN's training calls accuracy is Keras' Recall: the true class has at least this probability."""
 
 LEARNED = PatternRange(crystals=(1, MOST_CRYSTALS))
-JUDGED = replace(HELD_OUT, crystals=(MOST_CRYSTALS, MOST_CRYSTALS))
-"""Conditions of the patterns that are learned, and of those that judge."""
+FIVE_CRYSTALS = replace(HELD_OUT, crystals=(MOST_CRYSTALS, MOST_CRYSTALS))
+"""Conditions of the patterns that are learned, with other orientations those of validation, and of the
+patterns of five crystals on which the paper tests."""
 
 _SPOTS_EACH = 32
 _JUDGED_PATTERNS = 100
@@ -188,14 +189,16 @@ def learned_spots(prepared: Prepared, settings: CurveSettings, n: int, seed: int
     return FixedSpots(simulator, n * MOST_CRYSTALS, settings.unlisted)
 
 
-def judging_spots(prepared: Prepared, settings: CurveSettings, seed: int) -> FixedSpots:
-    """Return the spots of held-out patterns of five crystals of orientations of their own."""
+def judging_spots(
+    prepared: Prepared, settings: CurveSettings, patterns: PatternRange, seed: int
+) -> FixedSpots:
+    """Return the spots of held-out patterns, every crystal of an orientation of its own."""
     simulator = PatternSimulator(
         prepared.reflections,
         prepared.classes,
         prepared.nominal,
         prepared.geometry,
-        JUDGED,
+        patterns,
         seed=3_000_017 + seed,
     )
     return FixedSpots(simulator, _JUDGED_PATTERNS, settings.unlisted, _JUDGED_SPOTS_EACH)
@@ -232,7 +235,7 @@ def run_curve(
     asked = {
         name: value for name, value in stated.items() if name not in ("orientations", "seeds", "first_seed")
     }
-    asked |= {"learned": asdict(LEARNED), "judged": asdict(JUDGED)}
+    asked |= {"learned": asdict(LEARNED), "five_crystals": asdict(FIVE_CRYSTALS)}
     study = Study(out / "curve.json", "laue-curve", prepared.stated() | asked, _summary)
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
     todo = [(n, seed) for seed in seeds for n in sorted(set(settings.orientations))]
@@ -272,17 +275,17 @@ def _one(
         report=report,
     )
     some = np.random.default_rng((seed, n)).permutation(len(learned))[:_TRAINED_JUDGED]
-    judging = judging_spots(prepared, settings, seed)
-    training = _accuracy(network, settings, *learned.features(some, maker))
-    validation = _accuracy(network, settings, *judging.features(np.arange(len(judging)), maker))
+    figures = {"training": _accuracy(network, settings, *learned.features(some, maker))}
+    for name, patterns in (("validation", LEARNED), ("five_crystals", FIVE_CRYSTALS)):
+        judging = judging_spots(prepared, settings, patterns, seed)
+        figures[name] = _accuracy(network, settings, *judging.features(np.arange(len(judging)), maker))
     checkpoint.unlink()
     return {
         "orientations": n,
         "seed": seed,
         "spots": len(learned),
         "epochs": settings.steps * told.patterns * _SPOTS_EACH / len(learned),
-        "training": training,
-        "validation": validation,
+        **figures,
         "seconds": seconds,
     }
 
@@ -315,7 +318,7 @@ def _summary(parts: list[dict[str, Any]]) -> dict[str, Any]:
         row: dict[str, Any] = {"orientations": n, "seeds": len(here)}
         row["spots"] = float(np.mean([part["spots"] for part in here]))
         row["epochs"] = float(np.mean([part["epochs"] for part in here]))
-        for of in ("training", "validation"):
+        for of in ("training", "validation", "five_crystals"):
             for figure in ("accuracy", "recall"):
                 values = np.array([part[of][figure] for part in here])
                 row[f"{of}_{figure}"] = float(values.mean())

@@ -25,9 +25,10 @@ def plot_curve(result: dict[str, Any], title: str, path: Path) -> None:
     figure = Figure(figsize=(7.4, 5.0), layout="constrained")
     axes = figure.add_subplot()
     for name, label, colour, form in (
-        ("training_accuracy", "training", _GREY, "s--"),
-        ("validation_accuracy", "validation", _BLUE, "o-"),
-        ("validation_recall", "validation, recall at 0.5 (LaueNN's accuracy)", _GREEN, "^:"),
+        ("training_accuracy", "training, 1 to 5 crystals", _GREY, "s--"),
+        ("validation_accuracy", "validation, 1 to 5 crystals", _BLUE, "o-"),
+        ("five_crystals_accuracy", "five crystals", _GREEN, "^-"),
+        ("five_crystals_recall", "five crystals, recall at 0.5", _GREEN, "v:"),
     ):
         spread = [row[f"{name}_spread"] or 0.0 for row in rows]
         axes.errorbar(

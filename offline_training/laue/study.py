@@ -45,7 +45,8 @@ class Study:
     ) -> None:
         self.path = path
         self._summary = summary
-        self._head = {"study": kind, "settings": msgspec.to_builtins(settings)}
+        # As the file will have them: JSON knows no tuples.
+        self._head = {"study": kind, "settings": msgspec.json.decode(msgspec.json.encode(settings))}
         self.parts: dict[str, dict[str, Any]] = {}
         if path.exists():
             self.parts = self._read()

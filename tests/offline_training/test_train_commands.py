@@ -161,6 +161,7 @@ def test_the_curve_as_a_command(tmp_path: Path, det: str) -> None:
     # Two orientations are learned by heart; forty help with orientations that were never seen.
     assert few["training_accuracy"] > few["validation_accuracy"] + 0.1
     assert many["validation_accuracy"] > few["validation_accuracy"]
+    assert 0 < many["five_crystals_recall"] <= many["five_crystals_accuracy"] < 1
     assert many["validation_accuracy"] > 2 * after["baseline"]["most_frequent_class"]
     assert (out / "curve.png").read_bytes().startswith(PNG)
     assert not list(out.glob("*.pt"))

@@ -120,12 +120,13 @@ def _parts(path: Path) -> int:
 
 def test_a_file_that_is_no_study_of_this_run_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "curve.json"
-    Study(path, "laue-curve", {"seed": 1, "steps": 5}, lambda parts: {}).add("a", {})
-    Study(path, "laue-curve", {"seed": 1, "steps": 5}, lambda parts: {})
+    settings = {"seed": 1, "steps": 5, "range": (0.1, 0.5)}
+    Study(path, "laue-curve", settings, lambda parts: {}).add("a", {"values": (1, 2)})
+    assert Study(path, "laue-curve", settings, lambda parts: {}).parts == {"a": {"values": [1, 2]}}
     with pytest.raises(StudyError, match=r"of another run \(steps differ\): choose another --out, or remove"):
-        Study(path, "laue-curve", {"seed": 1, "steps": 6}, lambda parts: {})
+        Study(path, "laue-curve", settings | {"steps": 6}, lambda parts: {})
     with pytest.raises(StudyError, match="is of a laue-curve"):
-        Study(path, "laue-search", {"seed": 1, "steps": 5}, lambda parts: {})
+        Study(path, "laue-search", settings, lambda parts: {})
     path.write_bytes(msgspec.json.encode({"something": "else"}))
     with pytest.raises(StudyError, match="is no file of this command"):
         Study(path, "laue-curve", {}, lambda parts: {})
