@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,10 +11,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.engines.bundle import Bundle
+from pipelines.engines.bundle import DESCRIPTION, Bundle, BundleError
 from pipelines.engines.cuda import Cuda
 from pipelines.engines.flavours import EngineError, Flavour
-from pipelines.engines.onnxruntime_engine import MODEL, SELF_TEST
+from pipelines.engines.onnxruntime_engine import MODEL, SELF_TEST, one_line, read_self_test
 from pipelines.engines.plan_cache import ANY_GPU, PlanKey, write_plan
 from pipelines.engines.plans import Batch, Plan, build_plan
 from pipelines.engines.precision import in_precision
@@ -74,10 +73,13 @@ def build_engine(
     EngineError
         If the flavour needs a GPU that is not there or refuses the network, the network is not what the
         bundle says, or its answers in this precision are further off than the bundle allows.
+    BundleError
+        If the bundle lacks what is needed, or does not describe its network.
     """
     if flavour.needs_gpu and (lack := cuda.lacks(flavour.needs_cuda)):
         raise EngineError(f"{flavour.name} builds on the GPU that will run the plan: {lack}")
-    inputs, answers = _self_test(bundle)
+    stated = _stated(bundle)
+    inputs, answers = _self_test(bundle, stated["inputs"])
     model = in_precision(bundle.file(MODEL), precision, inputs)
     tolerance = bundle.description.tolerances.get(precision, TOLERANCES[precision])
     deviation = _deviation(model, inputs, answers)
@@ -87,7 +89,7 @@ def build_engine(
             f" {tolerance:.2g}: this precision is not for this network"
         )
     batch = batch or Batch()
-    plan = build_plan(model, flavour, batch, _stated(bundle))
+    plan = build_plan(model, flavour, batch, stated)
     major, minor = cuda.capability
     key = PlanKey(
         hashlib.sha256(model).hexdigest(),
@@ -109,13 +111,27 @@ def _stated(bundle: Bundle) -> dict[str, dict[str, tuple[int, ...]]]:
             for name, about in tensors.items()
         }
 
-    return {"inputs": shapes(bundle.description.inputs), "outputs": shapes(bundle.description.outputs)}
+    try:
+        return {"inputs": shapes(bundle.description.inputs), "outputs": shapes(bundle.description.outputs)}
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(
+            f"{bundle.folder / DESCRIPTION}: inputs and outputs: expected a shape of each, of 'batch' and"
+            " numbers; make the bundle again"
+        ) from error
 
 
-def _self_test(bundle: Bundle) -> tuple[dict[str, npt.NDArray[Any]], npt.NDArray[np.float32]]:
-    with np.load(io.BytesIO(bundle.file(SELF_TEST)), allow_pickle=False) as stored:
-        (name,) = bundle.description.inputs
-        return {name: stored["input"].astype(np.float32)}, np.asarray(stored["output"], dtype=np.float32)
+def _self_test(
+    bundle: Bundle, names: Collection[str]
+) -> tuple[dict[str, npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
+    if len(names) != 1:
+        raise BundleError(
+            f"{bundle.folder / DESCRIPTION}: inputs are {', '.join(names) or 'none'}, expected one"
+        )
+    where = bundle.folder / SELF_TEST
+    given, answers = read_self_test(bundle.file(SELF_TEST), where)
+    if not given.size:
+        raise BundleError(f"{where}: holds no row to test with; make the bundle again")
+    return dict.fromkeys(names, given), answers
 
 
 def _deviation(
@@ -130,5 +146,5 @@ def _deviation(
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         (got,) = session.run(None, dict(inputs))
     except Exception as error:  # ONNX Runtime has no common base of its errors
-        raise EngineError(f"ONNX Runtime refuses the network: {error}") from error
+        raise EngineError(f"ONNX Runtime refuses the network: {one_line(error)}") from error
     return float(np.abs(got - answers).max()) if got.shape == answers.shape else float("inf")

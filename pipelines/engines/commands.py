@@ -54,11 +54,15 @@ def build(
         rows = Batch(*batch)
     except ValueError as error:
         raise ConfigError(f"engine build: {error}") from error
+    if out is not None and out.exists() and not out.is_dir():
+        raise ConfigError(f"engine build: --out {out}: is no folder")
     for name in bundles:
         try:
             bundle = load_bundle(find_bundle(name))
             built = build_engine(bundle, chosen, cuda, precision, rows, out)
-        except (BundleError, EngineError) as error:
+        except BundleError as error:  # names the folder itself
+            raise ConfigError(f"engine build: {error}") from error
+        except EngineError as error:
             raise ConfigError(f"engine build: {name}: {error}") from error
         print(json.dumps(_facts(name, built)) if as_json else _line(name, built), flush=True)
     if not as_json and (lack := cuda.lacks(chosen.needs_cuda)):

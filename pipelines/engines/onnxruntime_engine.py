@@ -57,7 +57,7 @@ class OnnxEngine:
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime has no common base of its errors
-            raise BundleError(f"{where}: ONNX Runtime refuses it: {_one_line(error)}") from error
+            raise BundleError(f"{where}: ONNX Runtime refuses it: {one_line(error)}") from error
         described = bundle.description
         try:
             self._input, self.width = _port("input", self._session.get_inputs(), described.inputs)
@@ -73,7 +73,7 @@ class OnnxEngine:
 
     def _test(self, bundle: Bundle) -> None:
         where = bundle.folder / SELF_TEST
-        x, expected = _self_test(bundle.file(SELF_TEST), where)
+        x, expected = read_self_test(bundle.file(SELF_TEST), where)
         if x.ndim != 2 or x.shape[1] != self.width or expected.shape != (len(x), self.outputs):
             raise BundleError(
                 f"{where}: inputs of shape {x.shape} and outputs of shape {expected.shape}; the network takes"
@@ -85,7 +85,7 @@ class OnnxEngine:
         try:
             got = self.run(x)
         except Exception as error:
-            raise BundleError(f"{where}: the network fails on it: {_one_line(error)}") from error
+            raise BundleError(f"{where}: the network fails on it: {one_line(error)}") from error
         worst = float(np.abs(got - expected).max(initial=0.0)) if len(x) else math.inf
         if not worst <= tolerance:
             raise BundleError(
@@ -130,7 +130,8 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and value > 0
 
 
-def _self_test(content: bytes, where: Path) -> tuple[Array, npt.NDArray[Any]]:
+def read_self_test(content: bytes, where: Path) -> tuple[Array, Array]:
+    """Return inputs and answers of a bundle's self-test; BundleError if they are not there."""
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             return stored["input"].astype(np.float32), stored["output"].astype(np.float32)
@@ -144,10 +145,11 @@ def _self_test(content: bytes, where: Path) -> tuple[Array, npt.NDArray[Any]]:
         BadZipFile,
         zlib.error,
     ) as error:
-        raise BundleError(f"{where}: expected arrays input and output: {_one_line(error)}") from error
+        # Not in NumPy's words, which advise to unpickle.
+        raise BundleError(f"{where}: expected arrays input and output; make the bundle again") from error
 
 
-def _one_line(error: Exception) -> str:
-    """What an error says, without line breaks, and without end."""
+def one_line(error: Exception) -> str:
+    """Return what an error says, without line breaks, and cut where it has no end."""
     text = " ".join(str(error).split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

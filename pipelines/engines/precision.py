@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.engines.flavours import EngineError
+from pipelines.engines.onnxruntime_engine import one_line
 
 PRECISIONS: Final = ("fp32", "fp16", "int8")
 _CALIBRATION_ROWS: Final = 32
@@ -39,7 +40,8 @@ def in_precision(model: bytes, precision: str, calibration: Inputs | None = None
     Raises
     ------
     EngineError
-        If the precision is unknown, the package onnx is not installed, or the model is no ONNX.
+        If the precision is unknown, the package onnx is not installed, or the model is no ONNX or cannot
+        be converted.
     """
     if precision == "fp32":
         return model
@@ -54,8 +56,13 @@ def in_precision(model: bytes, precision: str, calibration: Inputs | None = None
     try:
         parsed = onnx.load_from_string(model)
     except Exception as error:  # protobuf has errors of its own
-        raise EngineError(f"the network is no ONNX: {error}") from error
-    return _half(parsed) if precision == "fp16" else _integer(parsed, calibration)
+        raise EngineError(f"the network is no ONNX: {one_line(error)}") from error
+    if precision == "int8" and not calibration:
+        raise EngineError("precision int8 needs typical inputs, and the bundle holds none")
+    try:
+        return _integer(parsed, calibration) if calibration and precision == "int8" else _half(parsed)
+    except Exception as error:  # the converters raise whatever they stumble over
+        raise EngineError(f"the network cannot be put into {precision}: {one_line(error)}") from error
 
 
 def _half(parsed: Any) -> bytes:
@@ -67,9 +74,7 @@ def _half(parsed: Any) -> bytes:
         return bytes(convert_float_to_float16(parsed, keep_io_types=True).SerializeToString())
 
 
-def _integer(parsed: Any, calibration: Inputs | None) -> bytes:
-    if not calibration:
-        raise EngineError("precision int8 needs typical inputs, and the bundle holds none")
+def _integer(parsed: Any, calibration: Inputs) -> bytes:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     batches = _batches(calibration)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import onnxruntime
 import pytest
+from testkit.bundles import redescribe, sign
 from testkit.networks import STAND_INS, surrogate, unknown_operator, vae
 
 from pipelines.engines.builder import build_engine
-from pipelines.engines.bundle import load_bundle, write_bundle
+from pipelines.engines.bundle import BundleError, load_bundle, write_bundle
 from pipelines.engines.cuda import Cuda, probe
 from pipelines.engines.flavours import EngineError, flavour_of
 from pipelines.engines.plan_cache import PlanKey, read_plan, write_plan
@@ -117,6 +120,49 @@ def test_a_precision_that_spoils_the_answers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"in int8 the answers are off by .*, allowed 1e-06"):
         build_engine(load_bundle(tmp_path / "strict"), RTX, NO_GPU, "int8", BATCH, tmp_path / "plans")
     assert not (tmp_path / "plans").exists()
+
+
+def _stored(**arrays: np.ndarray) -> bytes:
+    stored = io.BytesIO()
+    np.savez(stored, **arrays)  # type: ignore[arg-type]
+    return stored.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("selftest", "said"),
+    [
+        (_stored(a=np.zeros(3)), "expected arrays input and output"),
+        (b"hello", "expected arrays input and output"),
+        (b"", "expected arrays input and output"),
+        (_stored(input=np.zeros((0, 1429)), output=np.zeros((0, 29))), "holds no row to test with"),
+    ],
+    ids=["other arrays", "no archive", "empty", "no rows"],
+)
+def test_a_bundle_that_cannot_be_tested_is_refused(selftest: bytes, said: str, tmp_path: Path) -> None:
+    shutil.copytree(shipped_bundles()["Cu"], tmp_path / "Cu")
+    (tmp_path / "Cu" / "selftest.npz").write_bytes(selftest)
+    sign(tmp_path / "Cu")
+    with pytest.raises(BundleError, match=rf"selftest\.npz: {said}"):
+        build_engine(load_bundle(tmp_path / "Cu"), RTX, NO_GPU, "fp32", BATCH, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "inputs", [{}, {"features": {}}, {"features": "any"}, {"features": {"shape": ["batch", "n"]}}]
+)
+def test_a_bundle_that_does_not_describe_its_network_is_refused(
+    inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    shutil.copytree(shipped_bundles()["Cu"], tmp_path / "Cu")
+    redescribe(tmp_path / "Cu", lambda description: description.update(inputs=inputs))
+    with pytest.raises(BundleError, match=r"bundle\.json: inputs .*expected"):
+        build_engine(load_bundle(tmp_path / "Cu"), RTX, NO_GPU, "fp32", BATCH, tmp_path)
+
+
+def test_what_the_converters_stumble_over_is_one_line() -> None:
+    x = np.zeros((2, 7), dtype=np.float32)
+    with pytest.raises(EngineError, match=r"cannot be put into int8: .*Got: 7 Expected: 64") as caught:
+        in_precision(surrogate(), "int8", {"latent": x})
+    assert "\n" not in str(caught.value)
 
 
 def test_the_data_centre_flavour_needs_its_gpu() -> None:
@@ -222,10 +268,11 @@ def test_the_command_builds_and_says_what_it_did_not_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("build", "Xy"), "engine build: Xy: Xy: there is no such folder; bundles that come with grainwatch"),
+        (("build", "Xy"), "engine build: Xy: there is no such folder; bundles that come with grainwatch"),
         (("build", "Cu", "--precision", "fp64"), "precision 'fp64': expected one of fp32, fp16, int8"),
         (("build", "Cu", "--flavour", "cuda"), "flavour 'cuda' is not known"),
         (("build", "Cu", "--batch", "4", "2", "8"), "expected 1 <= low <= typical <= high"),
+        (("build", "Cu", "--out", __file__), "test_plans.py: is no folder"),
     ],
 )
 def test_what_cannot_be_is_one_clear_line(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
