@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from grainwatch.config import did_you_mean
 from pipelines.laue.calibration_fit import (
-    CORE_MEDIANS,
     CORE_VARIANCE,
     NAMES,
     PARAMETERS,
@@ -42,11 +41,15 @@ FloatArray = npt.NDArray[np.float64]
 NOMINAL_PIXEL_MM = {"sCMOS": 0.0734, "MARCCD165": 0.079142}
 """Pixel sizes of the cameras whose frames `FRAME_SHAPES` knows."""
 
+DEEPEST_MM = 1.0
+"""A fitted depth beyond is none."""
+
+DEPTH_SIGMAS = 5.0
+"""A depth of fewer standard deviations is not refined: it would cost the others precision."""
+
 _ROUNDS = 30
 _CONVERGED = 0.01  # a step below this share of every sigma
 _SPOTS_FOR_DEPTH = 20
-_DEEPEST_MM = 1.0
-_DEPTH_SIGMAS = 5.0
 _BEYOND_DOUBT = -60.0
 _ACCEPT = math.log(1e-5)
 _MOST_SPOTS = 2000
@@ -349,7 +352,7 @@ class Calibrator:
         # Match and fit in turn until neither changes.
         before: npt.NDArray[np.int64] | None = None
         for _ in range(_ROUNDS):
-            used = self._core(sky.match(geometry, self.settings.match_radius_px))
+            used = sky.match(geometry, self.settings.match_radius_px).core()
             if len(used) < self.settings.min_spots:
                 raise CalibrationError(
                     f"only {len(used)} spots of {self.material.name} match, at least"
@@ -384,16 +387,8 @@ class Calibrator:
         except CalibrationError:
             return plain, used
         sigma = math.sqrt(float(covariance[PARAMETERS, PARAMETERS]))
-        beyond_doubt = 0.0 < deep.depth_mm < _DEEPEST_MM and deep.depth_mm > _DEPTH_SIGMAS * sigma
+        beyond_doubt = 0.0 < deep.depth_mm < DEEPEST_MM and deep.depth_mm > DEPTH_SIGMAS * sigma
         return (deep, again) if beyond_doubt else (plain, used)
-
-    @staticmethod
-    def _core(matches: Matches) -> Matches:
-        if len(matches) == 0:
-            return matches
-        return matches.take(
-            matches.distance_px <= CORE_MEDIANS * float(np.median(matches.distance_px)) + 1e-6
-        )
 
     @staticmethod
     def _covariance(
@@ -456,22 +451,47 @@ class Calibrator:
                 f"more than one crystal: beside the one with {fit.matched} spots another {self.material.name}"
                 f" crystal has {fit.rival_spots}; calibrate on a single crystal"
             )
-        if fit.mean_residual_px > s.max_residual_px:
+        refuse_outcome(
+            s,
+            self.material.name,
+            fit.start,
+            fit.calibration,
+            fit.sigma,
+            fit.mean_residual_px,
+            "take a frame with more spots over more of the detector",
+        )
+
+
+def refuse_outcome(
+    s: CalibrationSettings,
+    material: str,
+    start: Calibration,
+    found: Calibration,
+    sigma: FloatArray,
+    mean_residual_px: float,
+    remedy: str,
+) -> None:
+    """Refuse a fit with large residuals, far from its start, or of a detector that it leaves undetermined.
+
+    Raises
+    ------
+    CalibrationError
+        With `remedy` where the spots do not determine a parameter.
+    """
+    if mean_residual_px > s.max_residual_px:
+        raise CalibrationError(
+            f"mean residual {mean_residual_px:.2f} px is above {s.max_residual_px:g} px: the crystal"
+            f" is strained, not {material}, or its spots are smeared"
+        )
+    values = vector_of(found)
+    limits = np.array([s.max_dd_change * start.dd_mm, *[s.max_centre_px] * 2, *[s.max_tilt_deg] * 2])
+    for name, change, limit, value in zip(NAMES, values - vector_of(start), limits, values, strict=True):
+        if abs(change) > limit:
             raise CalibrationError(
-                f"mean residual {fit.mean_residual_px:.2f} px is above {s.max_residual_px:g} px: the crystal"
-                f" is strained, not {self.material.name}, or its spots are smeared"
+                f"{name} came out as {value:.4g}, {abs(change):.3g} from the start (at most {limit:.3g}):"
+                " give a start that is nearer, or check camera, pixel size and material"
             )
-        limits = np.array([s.max_dd_change * fit.start.dd_mm, *[s.max_centre_px] * 2, *[s.max_tilt_deg] * 2])
-        for name, change, limit, value in zip(NAMES, fit.change, limits, fit.values, strict=True):
-            if abs(change) > limit:
-                raise CalibrationError(
-                    f"{name} came out as {value:.4g}, {abs(change):.3g} from the start (at most {limit:.3g}):"
-                    " give a start that is nearer, or check camera, pixel size and material"
-                )
-        # Known no better than it may have been off at the start, it is not calibrated.
-        for name, sigma, spread in zip(NAMES, fit.sigma, Spread().vector(), strict=True):
-            if sigma > _DETERMINED * spread:
-                raise CalibrationError(
-                    f"the spots do not determine {name} (sigma {sigma:.2g}): take a frame with more spots"
-                    " over more of the detector"
-                )
+    # Known no better than it may have been off at the start, it is not calibrated.
+    for name, unsure, spread in zip(NAMES, sigma, Spread().vector(), strict=True):
+        if unsure > _DETERMINED * spread:
+            raise CalibrationError(f"the spots do not determine {name} (sigma {unsure:.2g}): {remedy}")

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
-from pipelines.laue.calibration_fit import Geometry, Prior, gauss_newton
+from pipelines.laue.calibration_fit import CORE_MEDIANS, Geometry, Prior, gauss_newton
 from pipelines.laue.geometry import Calibration
 from pipelines.laue.indexing.evidence import SpotDensity, log_binomial_tail, log_trials
 from pipelines.laue.indexing.match import Scene, SpotGrid, predict, score
@@ -76,6 +76,12 @@ class Matches:
             self.distance_px[keep],
             self.computed_px,
         )
+
+    def core(self) -> Matches:
+        """Return the pairs without those that lie too far out, see `CORE_MEDIANS`."""
+        if len(self) == 0:
+            return self
+        return self.take(self.distance_px <= CORE_MEDIANS * float(np.median(self.distance_px)) + 1e-6)
 
 
 class Sky:

@@ -15,10 +15,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import chi2
 
-from pipelines.laue.calibration import CalibrationError, CalibrationSettings, Spread
+from pipelines.laue.calibration import (
+    DEEPEST_MM,
+    DEPTH_SIGMAS,
+    CalibrationError,
+    CalibrationSettings,
+    refuse_outcome,
+)
 from pipelines.laue.calibration_fit import (
     CORE_MEDIANS,
-    NAMES,
     Geometry,
     linearise,
     rotation_of,
@@ -40,9 +45,6 @@ _FREE_ROUNDS = 10
 _CONVERGED = 0.05  # a step below this share of every sigma
 _LEAST_EIGENVALUE = 1e-9
 _DISAGREE = 1e-6
-_DETERMINED = 0.25
-_DEEPEST_MM = 1.0
-_DEPTH_SIGMAS = 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,7 +246,7 @@ class JointCalibrator:
         settled = 0
         for number in range(_ROUNDS):
             found = [
-                _core(sky.match(work.geometry(n), self.settings.match_radius_px))
+                sky.match(work.geometry(n), self.settings.match_radius_px).core()
                 for n, sky in enumerate(skies)
             ]
             if number >= _FREE_ROUNDS:
@@ -277,7 +279,7 @@ class JointCalibrator:
             return plain, used
         spots = [_spots(sky, m, True) for sky, m in zip(skies, again, strict=True)]
         covariance = Errors([deep.geometry(n) for n in range(len(spots))], spots).covariance
-        beyond_doubt = 0.0 < deep.depth_mm < _DEEPEST_MM and deep.depth_mm > _DEPTH_SIGMAS * math.sqrt(
+        beyond_doubt = 0.0 < deep.depth_mm < DEEPEST_MM and deep.depth_mm > DEPTH_SIGMAS * math.sqrt(
             float(covariance[5, 5])
         )
         return (deep, again) if beyond_doubt else (plain, used)
@@ -322,7 +324,7 @@ class JointCalibrator:
         errors = Errors([work.geometry(n) for n in range(len(spots))], spots)
         matches = [sky.match(work.geometry(n), self.settings.match_radius_px) for n, sky in enumerate(skies)]
         offsets = np.cumsum([0, *(len(frame.xy_px) for frame in frames)])
-        seen = [observe(work.geometry(n), s.g, s.xy, work.rotations[n]) for n, s in enumerate(spots)]
+        seen = [_observed(frame, work.geometry(n), spots[n]) for n, frame in enumerate(frames)]
         agreement = agreement_of(seen)
         fit = JointFit(
             calibration=work.calibration,
@@ -344,38 +346,30 @@ class JointCalibrator:
         return fit
 
     def _refuse(self, fit: JointFit, seen: Sequence[Observation]) -> None:
-        s = self.settings
         if fit.agreement < _DISAGREE:
             before, after = parted(fit.frames, seen)
             raise CalibrationError(
                 f"the frames do not agree ({fit.agreement:.1g}): the detector moved within them, most of it"
                 f" between frame {before} and frame {after}; choose frames of one side with --frames"
             )
-        if fit.mean_residual_px > s.max_residual_px:
-            raise CalibrationError(
-                f"mean residual {fit.mean_residual_px:.2f} px is above {s.max_residual_px:g} px: the crystal"
-                f" is strained, not {self.material.name}, or its spots are smeared"
-            )
-        limits = np.array([s.max_dd_change * fit.start.dd_mm, *[s.max_centre_px] * 2, *[s.max_tilt_deg] * 2])
-        for name, change, limit, value in zip(NAMES, fit.change, limits, fit.values, strict=True):
-            if abs(change) > limit:
-                raise CalibrationError(
-                    f"{name} came out as {value:.4g}, {abs(change):.3g} from the start (at most {limit:.3g}):"
-                    " give a start that is nearer, or check camera, pixel size and material"
-                )
-        for name, sigma, spread in zip(NAMES, fit.sigma, Spread().vector(), strict=True):
-            if sigma > _DETERMINED * spread:
-                raise CalibrationError(
-                    f"the spots do not determine {name} (sigma {sigma:.2g}): choose more frames, or frames"
-                    " with spots over more of the detector"
-                )
+        refuse_outcome(
+            self.settings,
+            self.material.name,
+            fit.start,
+            fit.calibration,
+            fit.sigma,
+            fit.mean_residual_px,
+            "choose more frames, or frames with spots over more of the detector",
+        )
+
+
+def _observed(frame: ReferenceFrame, geometry: Geometry, spots: Spots) -> Observation:
+    # With the energies, or the depth would be taken for a detector that moves with the choice of spots.
+    try:
+        return observe(geometry, spots.g, spots.xy, geometry.rotation, spots.energy_keV)
+    except ValueError as error:
+        raise CalibrationError(f"frame {frame.number}: {error}; choose other frames") from error
 
 
 def _spots(sky: Sky, matches: Matches, with_depth: bool) -> Spots:
     return Spots(sky.g(matches), sky.xy[matches.spot], matches.energy_keV if with_depth else None)
-
-
-def _core(matches: Matches) -> Matches:
-    if len(matches) == 0:
-        return matches
-    return matches.take(matches.distance_px <= CORE_MEDIANS * float(np.median(matches.distance_px)) + 1e-6)

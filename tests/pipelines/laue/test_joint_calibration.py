@@ -120,6 +120,26 @@ def test_a_depth_all_frames_share_is_found_where_there_is_one() -> None:
     assert joint(frames(3, 6)).depth_mm == 0.0
 
 
+def test_a_depth_is_no_disagreement_of_frames_that_show_other_spots() -> None:
+    (one, other) = frames(2, 6, name="Si", depth_mm=0.2)
+    halves = []
+    for frame, lower in ((one, True), (other, False)):
+        # Half of the spots: those of soft photons in the one, of hard photons in the other.
+        energy = np.sum(np.square(frame.g), axis=1) / -(frame.g @ frame.rotation[0])
+        half = (energy < np.median(energy)) == lower
+        halves.append(
+            replace(
+                frame,
+                xy_px=frame.xy_px[frame.spots[half]],
+                g=frame.g[half],
+                spots=np.arange(np.count_nonzero(half)),
+            )
+        )
+    fit = joint(halves, name="Si")
+    assert fit.depth_mm == pytest.approx(0.2, abs=4 * np.sqrt(fit.covariance[5, 5]))
+    assert fit.agreement > 1e-3
+
+
 def refusal(given: list[ReferenceFrame], **changes: object) -> str:
     with pytest.raises(CalibrationError) as caught:
         joint(given, **changes)
@@ -134,6 +154,8 @@ def test_what_does_not_yield_a_calibration_is_refused() -> None:
     assert "the frames do not agree" in message
     assert "between frame 4 and frame 100" in message
     few = frames(2, 8)
+    five = [replace(f, xy_px=f.xy_px[:5], g=f.g[:5], spots=f.spots[:5]) for f in few]
+    assert "frame 0: 5 spots are too few" in refusal([*five[:1], *before[2:5]], min_spots=5)
     cut = [replace(f, xy_px=f.xy_px[:12], g=f.g[:12], spots=f.spots[:12]) for f in few]
     assert "match in frame 1, at least 15 are needed" in refusal(cut)
     assert joint([*cut, *before]).left_out == (0, 1)
