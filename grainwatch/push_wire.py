@@ -36,7 +36,9 @@ PACKED: Final = (".gz", ".bz2")
 #: Endings of texts that belong to the image of the same name.
 SIDECARS: Final = (".txt", ".hdr", ".json")
 
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+#: No control characters: names are written into logs.
+_PLAIN: Final = r"^[^\x00-\x1f\x7f]*\Z"
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=_PLAIN)]
 Reason = Annotated[str, msgspec.Meta(max_length=2000)]
 Number = Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -55,7 +57,7 @@ class Hello(Head, frozen=True, tag="hello"):
     """The first message of a sender. `client` says who it is, to a person."""
 
     version: int
-    client: Annotated[str, msgspec.Meta(max_length=200)] = ""
+    client: Annotated[str, msgspec.Meta(max_length=200, pattern=_PLAIN)] = ""
 
 
 class Welcome(Head, frozen=True, tag="welcome"):
@@ -77,7 +79,7 @@ class Begin(Head, frozen=True, tag="begin"):
     begins a new one in any case.
     """
 
-    series: Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
+    series: Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern=_PLAIN)]
     first: Number = 0
     series_id: Annotated[str, msgspec.Meta(max_length=200)] = ""
     fresh: bool = False
@@ -217,7 +219,12 @@ def _read(decoder: msgspec.msgpack.Decoder[_T], raw: bytes | memoryview) -> _T:
     try:
         return decoder.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError, ValueError) as error:
-        raise BadHead(str(error)[:300]) from None
+        raise BadHead(printable(str(error)[:300])) from None
+
+
+def printable(text: str) -> str:
+    """Return a text that came from elsewhere without what would disturb a log or a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def metadata_error(metadata: Mapping[str, Any], sidecars: Mapping[str, str]) -> str:

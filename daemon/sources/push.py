@@ -231,8 +231,7 @@ class PushSource:
                 return
         if self._desk.send(sender, Begun(series.id, series.first, series.resumed)):
             self._series = series
-            how = "goes on with" if series.resumed else "begins"
-            log.info("sender %s %s series %s", self._desk.client(sender), how, series.id)
+            log.debug("sender %s has the turn for series %s", self._desk.client(sender), series.id)
 
     def _choose(self, begin: Begin) -> tuple[_Series, list[HeldImage]]:
         known = self._catalogue.series_of(begin.series, MAX_EARLIER)
@@ -278,7 +277,6 @@ class PushSource:
             if end and (series.resumed or self._open == series.id):
                 yield from self._end(series.id)
             self._series = None
-            log.info("sender %s leaves series %s", self._desk.client(sender), series.id)
         self._desk.send(sender, Left())
         self._desk.forget(sender)
 

@@ -22,6 +22,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from grainwatch.push_wire import printable
 from pipelines.files import open_images
 from pipelines.frame import BadFrame
 
@@ -84,7 +85,7 @@ def _answer(connection: Connection, request: Request, data: bytes, folder: Path)
     try:
         pixels, metadata = decode(request, data, folder)
     except BadFrame as error:
-        connection.send_bytes(msgspec.msgpack.encode(Reply(reason=str(error)[:1500])))
+        connection.send_bytes(msgspec.msgpack.encode(Reply(reason=printable(str(error)[:1500]))))
     except MemoryError:
         reason = f"{request.name}: cannot be read: it takes more memory than an image may"
         connection.send_bytes(msgspec.msgpack.encode(Reply(reason=reason)))

@@ -145,10 +145,9 @@ class Desk:
         try:
             self._socket.send_multipart([sender, pack(head)], zmq.NOBLOCK)
         except zmq.ZMQError as error:
-            gone = self._senders.get(sender)
-            if gone is not None:
+            if sender == self.turn:
                 why = "has gone" if error.errno == errno.EHOSTUNREACH else "does not read its answers"
-                log.info("%s: sender %s %s", self._welcome.stream, gone.client, why)
+                log.info("%s: sender %s %s", self._welcome.stream, self.client(sender), why)
             self.forget(sender)
             return False
         return True
@@ -249,5 +248,5 @@ class Desk:
         # A sender that begins anew has left whatever it had begun.
         self.withdraw(sender)
         self._senders[sender] = _Sender(hello.client)
-        log.info("%s: sender %s", self._welcome.stream, hello.client)
+        log.debug("%s: sender %s", self._welcome.stream, hello.client)
         self.send(sender, self._welcome)

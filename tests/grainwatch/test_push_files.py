@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import grainwatch
 from grainwatch.commands.push import read_metadata
 from grainwatch.config import ConfigError
 from grainwatch.push_files import Candidate, Naming, Watcher, is_image, is_temporary, natural_key, stem_of
@@ -220,3 +222,16 @@ def test_times_may_go_backwards(tmp_path: Path) -> None:
     os.utime(file, (4e9, 4e9))
     watcher = watching(tmp_path)
     assert watcher.look()[0].modified_ns == 4_000_000_000_000_000_000
+
+
+def test_nothing_of_unix_alone_is_used() -> None:
+    """The client runs on Windows, where these tests were not run."""
+    package = Path(grainwatch.__file__).parent
+    modules = [*package.glob("push*.py"), package / "commands" / "push.py"]
+    assert len(modules) >= 7
+    unix = {"fcntl", "grp", "pwd", "resource", "pty", "termios", "select", "signal", "syslog", "subprocess"}
+    for module in modules:
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not unix & {name.partition(".")[0] for name in names}, module

@@ -67,7 +67,7 @@ IMAGES = st.builds(
     sidecars=st.dictionaries(TEXT, TEXT, max_size=2),
 )
 FROM_SENDER: st.SearchStrategy[FromSender] = (
-    st.builds(Hello, st.integers(0, 1000), TEXT)
+    st.builds(Hello, st.integers(0, 1000), NAMES)
     | st.builds(Begin, NAMES, NUMBERS, TEXT, st.booleans())
     | IMAGES
     | st.builds(Leave, st.booleans())
@@ -121,6 +121,9 @@ class Sly:
         (msgspec.msgpack.encode({"type": "hello"}), "version"),
         (msgspec.msgpack.encode({"type": "hello", "version": 1, "admin": True}), "admin"),
         (msgspec.msgpack.encode({"type": "begin", "series": "a\nb"}), "series"),
+        (msgspec.msgpack.encode({"type": "begin", "series": "a\n"}), "series"),
+        (msgspec.msgpack.encode({"type": "hello", "version": 1, "client": "a\nb"}), "client"),
+        (msgspec.msgpack.encode({"type": "hello", "version": 1, "\n\x1b[2J": 1}), "??[2J"),
         (msgspec.msgpack.encode({"type": "begin", "series": "a", "first": -1}), "first"),
         (msgspec.msgpack.encode({"type": "leave", "end": "yes"}), "end"),
         (pack(Left()), "left"),
