@@ -139,7 +139,7 @@ def test_what_is_not_ours_is_not_removed(tmp_path: Path) -> None:
 
 
 def test_shellcheck_finds_nothing() -> None:
-    program = shutil.which("shellcheck")
+    program = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if program is None:
         pytest.skip("shellcheck is not installed")
     done = subprocess.run([program, str(SCRIPT)], capture_output=True, text=True, check=False)
