@@ -270,7 +270,10 @@ def test_an_address_in_use_is_named() -> None:
         ({"address": "127.0.0.1:31001"}, "address: expected tcp://host:port"),
         ({"address": "tcp://127.0.0.1"}, "address: expected tcp://host:port"),
         ({"address": "tcp://127.0.0.1:99999"}, "address: expected tcp://host:port"),
-        ({"address": "tcp://h:1", "role": "second"}, "role: 'second' is not known, expected one of 'primary', 'tap'"),
+        (
+            {"address": "tcp://h:1", "role": "second"},
+            "role: 'second' is not known, expected one of 'primary', 'tap'",
+        ),
         ({"address": "tcp://h:1", "high_water_mark": 0}, "high_water_mark: expected 1 or more"),
         (
             {"address": "tcp://h:1", "role": "tap", "republish": "tcp://h:2"},
