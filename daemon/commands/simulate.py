@@ -18,8 +18,10 @@ import numpy.typing as npt
 import typer
 import zmq
 
-from daemon.sources import bluesky_sim, dectris_v1_sim, dectris_v2_sim, folder_sim
+from daemon.sources import dectris_v1_sim, dectris_v2_sim
+from daemon.sources.bluesky import simulator as bluesky_simulator
 from daemon.sources.detector_sim import Options, Simulator
+from daemon.sources.folder import simulator as folder_simulator
 from grainwatch.config import ConfigError, ScanTable
 from pipelines.files import expand, read_images, reason
 from pipelines.frame import BadFrame
@@ -170,21 +172,21 @@ def bluesky(
         raise ConfigError(f"simulate bluesky: --folder: {folder} is not a folder")
     stopping = _stop_flag()
     try:
-        options = bluesky_sim.Options(
+        options = bluesky_simulator.Options(
             address=address,
             bind=connect is None,
             shape=shape,
             step_um=step_um,
             snake=snake,
             rate_hz=rate,
-            encoding=bluesky_sim.checked_encoding(encoding),
+            encoding=bluesky_simulator.checked_encoding(encoding),
             folder=folder,
             prefix=prefix,
             peer_timeout_s=wait,
             linger_s=linger,
         )
         images = list(_pixels(expand([*(frames or []), *(more_frames or [])])))
-        simulator = bluesky_sim.Simulator(images, options, stop=lambda: bool(stopping))
+        simulator = bluesky_simulator.Simulator(images, options, stop=lambda: bool(stopping))
     except (ValueError, BadFrame) as error:
         raise ConfigError(f"simulate bluesky: {error}") from error
     print(f"{len(images)} frames; documents on {simulator.address}", file=sys.stderr, flush=True)
@@ -212,10 +214,10 @@ def folder(
     stopping = _stop_flag()
     try:
         shape = _points("folder", scan) if scan else ()
-        options = folder_sim.Options(
+        options = folder_simulator.Options(
             folder=to,
             name=name,
-            writer=folder_sim.checked_writer(writer),
+            writer=folder_simulator.checked_writer(writer),
             rate_hz=rate,
             scan=ScanTable(shape=shape, step_um=(step_um,) * len(shape), snake=snake) if shape else None,
             end_file=end_file,
@@ -223,7 +225,7 @@ def folder(
         files = expand([*(frames or []), *(more_frames or [])])
         if not files:
             raise ConfigError("simulate folder: --frames: give at least one file")
-        report = folder_sim.write(_pixels(files), options, lambda: bool(stopping))
+        report = folder_simulator.write(_pixels(files), options, lambda: bool(stopping))
     except (ValueError, OSError) as error:
         if isinstance(error, ConfigError):
             raise

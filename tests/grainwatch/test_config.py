@@ -24,7 +24,8 @@ from grainwatch.config import ConfigError, EdgeTable, ScanTable, StreamTable, co
         (
             {"source": {}, "pipeline": {}, "scan": {"shape": [1], "steps": 2}},
             StreamTable,
-            "F: s.scan: unknown key `steps`: did you mean step_um? Known keys: shape, step_um, snake, origin_um",
+            "F: s.scan: unknown key `steps`: did you mean step_um?"
+            " Known keys: shape, step_um, snake, origin_um",
         ),
         ({"xyz": 1}, ScanTable, "F: s: unknown key `xyz`; known keys: shape, step_um, snake, origin_um"),
         (

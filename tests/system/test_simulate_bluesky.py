@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from daemon.sources.base import Arrival, Event, Idle, SeriesEnd
-from daemon.sources.bluesky import Config, open_source
-from daemon.sources.bluesky_sim import Options, Simulator
+from daemon.sources.bluesky.simulator import Options, Simulator
+from daemon.sources.bluesky.source import Config, open_source
 
 COMMAND = [str(Path(sys.executable).parent / "grainwatch"), "simulate", "bluesky"]
 

@@ -14,9 +14,9 @@ import msgpack
 import numpy as np
 
 from daemon.sources.base import Bad
-from daemon.sources.bluesky_documents import Documents, Rules
-from daemon.sources.bluesky_framing import Document, decode_message
-from daemon.sources.bluesky_paths import Places
+from daemon.sources.bluesky.documents import Documents, Rules
+from daemon.sources.bluesky.framing import Document, decode_message
+from daemon.sources.bluesky.paths import Places
 from pipelines.frame import BadFrame
 from tests.wire.fuzz import NUMBERS, Case, Outcome, Parts, check_events, damage
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from daemon.sources.base import Event, Idle, SeriesEnd
-from daemon.sources.bluesky import Config, open_source
+from daemon.sources.bluesky.source import Config, open_source
 from testkit.process import environment, eventually
 
 _PROXY = """

@@ -15,7 +15,7 @@ from daemon.flow.ledger import Ledger
 from daemon.flow.ledger_store import audit
 from daemon.flow.series import SeriesTracker, Taken
 from daemon.sources.base import Arrival, Bad, Event, Exhausted, Idle, SeriesEnd, SeriesStart, SourceContext
-from daemon.sources.folder import Config, open_source
+from daemon.sources.folder.source import Config, open_source
 from grainwatch.config import ScanTable
 
 SHAPE = (8, 9)

@@ -16,7 +16,7 @@ import zmq
 from daemon.flow.ledger import Ledger
 from daemon.flow.series import SeriesTracker, Taken
 from daemon.sources.base import Bad, Event, Idle, SeriesEnd, SeriesStart, SourceContext
-from daemon.sources.push import Config, open_source
+from daemon.sources.push.source import Config, open_source
 from grainwatch.push_wire import VERSION, FromDaemon, FromSender, Hello, pack, read_from_daemon
 
 

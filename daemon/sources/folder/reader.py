@@ -12,17 +12,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from daemon.sources.base import Arrival, Bad, Event, Exhausted, SourceContext
-from daemon.sources.folder_journal import FolderSeries, Journal
-from daemon.sources.folder_names import printable
-from daemon.sources.folder_pattern import FilePattern
-from daemon.sources.folder_rules import Rules
-from daemon.sources.folder_series import SeriesBook
-from daemon.sources.folder_watch import FolderWatch, WatchedFile, is_away
+from daemon.sources.folder.journal import FolderSeries, Journal
+from daemon.sources.folder.names import printable
+from daemon.sources.folder.pattern import FilePattern
+from daemon.sources.folder.rules import Rules
+from daemon.sources.folder.series import SeriesBook
+from daemon.sources.folder.watch import FolderWatch, WatchedFile, is_away
 from pipelines.files import FileImage, hdf5_writer, is_hdf5, open_images, reason
 from pipelines.frame import BadFrame, PlainImage
 
 if TYPE_CHECKING:
-    from daemon.sources.folder import Config
+    from daemon.sources.folder.source import Config
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from daemon.flow.ledger_store import audit
 from daemon.flow.series import SeriesTracker
 from daemon.sinks.base import SeriesOpened
 from daemon.sources.base import Arrival, Bad, Event, SeriesEnd, SeriesStart
-from daemon.sources.bluesky_documents import MOST_DRAINING, Documents, Rules
-from daemon.sources.bluesky_framing import Document
+from daemon.sources.bluesky.documents import MOST_DRAINING, Documents, Rules
+from daemon.sources.bluesky.framing import Document
 
 MOTORS = {
     "x": {"dtype": "number", "shape": [], "source": "s", "units": "mm"},

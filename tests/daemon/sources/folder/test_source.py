@@ -12,7 +12,7 @@ import pytest
 from testkit.folders import FolderRun, write_tif
 
 from daemon.sources.base import Arrival, Exhausted, Idle, SeriesStart, SourceContext
-from daemon.sources.folder import Config, open_source
+from daemon.sources.folder.source import Config, open_source
 from grainwatch.config import ConfigError, ScanTable, convert
 
 IMAGE = np.zeros((8, 9), np.uint16)

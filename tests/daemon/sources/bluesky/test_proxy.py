@@ -15,8 +15,8 @@ from testkit.bluesky_proxy import Beamline, Listener
 from testkit.process import eventually
 
 from daemon.sources.base import Arrival, Bad, SeriesEnd, SeriesStart
-from daemon.sources.bluesky import Config, check, open_source
-from daemon.sources.bluesky_sim import Options, Simulator
+from daemon.sources.bluesky.simulator import Options, Simulator
+from daemon.sources.bluesky.source import Config, check, open_source
 from grainwatch.config import ConfigError, convert
 
 pytestmark = pytest.mark.system
@@ -178,7 +178,7 @@ def test_an_encrypted_proxy(tmp_path: Path) -> None:
             run = beamline.run("grid", shape=[3, 2])["runs"][0]
             assert sum(isinstance(e, Arrival) for e in listener.of(run)) == 6
             assert other.seen() == 0
-            assert "(or it refuses our key)" in other.source.problem
+            eventually(lambda: "(or it refuses our key)" in other.source.problem, timeout=20)
 
 
 def test_the_simulator_plays_to_a_proxy_and_in_its_place(beamline: Beamline, tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import hdf5plugin
 import numpy as np
 import pytest
 
-from daemon.sources.bluesky_assets import asset, datum_number, stream_asset
-from daemon.sources.bluesky_hdf5 import NotYet
-from daemon.sources.bluesky_paths import Places
+from daemon.sources.bluesky.assets import asset, datum_number, stream_asset
+from daemon.sources.bluesky.hdf5 import NotYet
+from daemon.sources.bluesky.paths import Places
 from pipelines.frame import BadFrame
 from pipelines.images import EncodedImage
 

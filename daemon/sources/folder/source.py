@@ -14,9 +14,9 @@ from queue import Empty, Full, Queue
 from typing import Final, Literal
 
 from daemon.sources.base import Event, Idle, SourceContext
-from daemon.sources.folder_journal import Journal
-from daemon.sources.folder_names import LARGEST_NUMBER, Names
-from daemon.sources.folder_reader import FolderReader
+from daemon.sources.folder.journal import Journal
+from daemon.sources.folder.names import LARGEST_NUMBER, Names
+from daemon.sources.folder.reader import FolderReader
 from grainwatch.config import Table
 
 log = logging.getLogger(__name__)

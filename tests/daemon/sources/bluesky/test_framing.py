@@ -19,9 +19,9 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.sources.bluesky import Config, open_source
-from daemon.sources.bluesky_framing import MAX_CONTAINERS, Document, decode_message
-from daemon.sources.bluesky_sim import Options, Simulator
+from daemon.sources.bluesky.framing import MAX_CONTAINERS, Document, decode_message
+from daemon.sources.bluesky.simulator import Options, Simulator
+from daemon.sources.bluesky.source import Config, open_source
 from pipelines.frame import BadFrame
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from daemon.flow.log_limit import LogLimit
-from daemon.sources.folder_journal import Earlier
-from daemon.sources.folder_pattern import FilePattern, Listing, Mark
+from daemon.sources.folder.journal import Earlier
+from daemon.sources.folder.pattern import FilePattern, Listing, Mark
 from pipelines.files import hdf5_writer, is_hdf5
 
 log = logging.getLogger(__name__)

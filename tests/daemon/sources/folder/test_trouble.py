@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 from testkit.folders import SHAPE, FolderRun, write_tif
 
-import daemon.sources.folder
-import daemon.sources.folder_reader
+import daemon.sources.folder.reader
+import daemon.sources.folder.source
 from daemon.sources.base import Arrival
-from daemon.sources.folder_pattern import FilePattern
-from daemon.sources.folder_watch import COARSE_S, FolderWatch, is_away
+from daemon.sources.folder.pattern import FilePattern
+from daemon.sources.folder.watch import COARSE_S, FolderWatch, is_away
 from pipelines.files import open_images
 from pipelines.frame import BadFrame
 
@@ -307,7 +307,7 @@ def test_a_file_that_changes_while_it_is_read(
             yield image
 
     changed: list[str] = []
-    monkeypatch.setattr(daemon.sources.folder_reader, "open_images", slow)
+    monkeypatch.setattr(daemon.sources.folder.reader, "open_images", slow)
     write_tif(data / "a_0.tif", 1)
     with FolderRun(state, data) as run:
         assert run.frames(1) == [("a_#.tif", 0, 8)]
@@ -453,7 +453,7 @@ def test_a_share_that_breaks_off_while_it_is_read(
                 raise BadFrame(f"{path}: cannot be read as an image") from error
         yield from open_images(path, **options)
 
-    monkeypatch.setattr(daemon.sources.folder_reader, "open_images", read)
+    monkeypatch.setattr(daemon.sources.folder.reader, "open_images", read)
     write_tif(data / "a_0.tif", 0)
     with FolderRun(state, data, patience_s=0.2) as run:
         run.until(lambda: "does not answer" in run.source.problem)
@@ -471,10 +471,10 @@ def test_a_share_that_hangs_holds_up_nobody(data: Path, state: Path, monkeypatch
         answers.wait()
         yield from open_images(path, **options)
 
-    monkeypatch.setattr(daemon.sources.folder_reader, "open_images", read)
-    monkeypatch.setattr(daemon.sources.folder_reader, "SILENCE_S", 0.3)
+    monkeypatch.setattr(daemon.sources.folder.reader, "open_images", read)
+    monkeypatch.setattr(daemon.sources.folder.reader, "SILENCE_S", 0.3)
     write_tif(data / "a_0.tif", 0)
-    monkeypatch.setattr(daemon.sources.folder, "_CLOSE_S", 0.2)
+    monkeypatch.setattr(daemon.sources.folder.source, "_CLOSE_S", 0.2)
     run = FolderRun(state, data)
     run.until(lambda: "does the share answer?" in run.source.problem)
     assert f"reading {data}/a_0.tif for" in run.source.problem

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from daemon.flow.ranges import Ranges
-from daemon.sources.folder_pattern import Mark
+from daemon.sources.folder.pattern import Mark
 from grainwatch.config import ConfigError
 
 log = logging.getLogger(__name__)

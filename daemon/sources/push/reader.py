@@ -21,7 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from daemon.sources.base import Idle
-from daemon.sources.push_decoder import READY, Reply, Request
+from daemon.sources.push.decoder import READY, Reply, Request
 from pipelines.frame import BadFrame
 from pipelines.images import EncodedImage
 
@@ -110,7 +110,7 @@ class FileReader:
         ours, theirs = socket.socketpair()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "daemon.sources.push_decoder"]
+                [sys.executable, "-P", "-m", "daemon.sources.push.decoder"]
                 + [str(argument) for argument in (theirs.fileno(), self._folder, self._memory, longest_s)],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,

@@ -15,11 +15,11 @@ from typing import Any, Final
 import numpy as np
 
 from daemon.sources.base import Bad, Event
-from daemon.sources.bluesky_assets import Asset, asset, datum_number, mapping, stream_asset
-from daemon.sources.bluesky_framing import Document
-from daemon.sources.bluesky_paths import Places
-from daemon.sources.bluesky_run import Descriptor, Run, Span, joined_of
-from daemon.sources.bluesky_scan import um_per
+from daemon.sources.bluesky.assets import Asset, asset, datum_number, mapping, stream_asset
+from daemon.sources.bluesky.framing import Document
+from daemon.sources.bluesky.paths import Places
+from daemon.sources.bluesky.run import Descriptor, Run, Span, joined_of
+from daemon.sources.bluesky.scan import um_per
 from daemon.sources.fields import need, shown, text, whole
 from pipelines.frame import BadFrame
 

@@ -14,8 +14,8 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from daemon.sources.bluesky_hdf5 import Hdf5Stack, NotYet, first_line, need_file
-from daemon.sources.bluesky_paths import Places
+from daemon.sources.bluesky.hdf5 import Hdf5Stack, NotYet, first_line, need_file
+from daemon.sources.bluesky.paths import Places
 from daemon.sources.fields import is_name, need, shown, text
 from pipelines.files import open_images
 from pipelines.frame import BadFrame, Image, PlainImage

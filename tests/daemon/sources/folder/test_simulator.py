@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from testkit.folders import FolderRun, write_tif
 
-from daemon.sources.folder_sim import Options, Writer, write
+from daemon.sources.folder.simulator import Options, Writer, write
 from grainwatch.config import ScanTable
 
 SCAN = ScanTable(shape=(3, 2), step_um=(0.5, 2.0), snake=True, origin_um=(10.0, -3.0))

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from daemon.sources.base import Arrival, Bad, Event, SeriesEnd, SeriesStart
-from daemon.sources.bluesky_assets import Asset
-from daemon.sources.bluesky_hdf5 import NotYet
-from daemon.sources.bluesky_scan import PlanGrid, PlanWalk, number, plan_fields, plan_grid
+from daemon.sources.bluesky.assets import Asset
+from daemon.sources.bluesky.hdf5 import NotYet
+from daemon.sources.bluesky.scan import PlanGrid, PlanWalk, number, plan_fields, plan_grid
 from daemon.sources.fields import shown
 from pipelines.frame import BadFrame, Image, PlainImage
 

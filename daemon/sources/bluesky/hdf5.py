@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import h5py
 
-from daemon.sources.bluesky_paths import Places, check_hdf5
+from daemon.sources.bluesky.paths import Places, check_hdf5
 from pipelines.files import FileImage, hdf5_writer, open_images
 from pipelines.frame import BadFrame, Image, PlainImage
 from pipelines.images import EncodedImage

@@ -16,11 +16,11 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from daemon.sources.base import Bad, Event, Idle
-from daemon.sources.bluesky_curve import load_keys
-from daemon.sources.bluesky_documents import Documents, Rules
-from daemon.sources.bluesky_framing import decode_message
-from daemon.sources.bluesky_paths import Places
-from daemon.sources.bluesky_scan import um_per
+from daemon.sources.bluesky.curve import load_keys
+from daemon.sources.bluesky.documents import Documents, Rules
+from daemon.sources.bluesky.framing import decode_message
+from daemon.sources.bluesky.paths import Places
+from daemon.sources.bluesky.scan import um_per
 from daemon.sources.zmq_reader import attach, is_address
 from grainwatch.config import ConfigError, Table
 from pipelines.frame import BadFrame

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.sources.folder_names import (
+from daemon.sources.folder.names import (
     Names,
     header_number,
     header_position,
@@ -19,7 +19,7 @@ from daemon.sources.folder_names import (
     header_value,
     value_of,
 )
-from daemon.sources.folder_pattern import FilePattern, Mark
+from daemon.sources.folder.pattern import FilePattern, Mark
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), max_size=12)
 SUFFIX = st.sampled_from([".tif", ".tif.gz", ".edf.bz2", ".mar3450", ".CBF", ".h5", ""])

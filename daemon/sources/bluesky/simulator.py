@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import zmq
 
-from daemon.sources.bluesky_scan import PlanGrid
+from daemon.sources.bluesky.scan import PlanGrid
 from daemon.sources.zmq_reader import attach
 
 DATASET: Final = "/entry/data/data"

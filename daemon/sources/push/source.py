@@ -20,9 +20,9 @@ from typing import Any, Final, TypeAlias
 
 from daemon.flow.ranges import Ranges
 from daemon.sources.base import Arrival, Bad, Event, Idle, SeriesEnd, SeriesStart, SourceContext
-from daemon.sources.push_catalogue import Catalogue
-from daemon.sources.push_desk import Desk, Incoming
-from daemon.sources.push_reader import FileReader
+from daemon.sources.push.catalogue import Catalogue
+from daemon.sources.push.desk import Desk, Incoming
+from daemon.sources.push.reader import FileReader
 from grainwatch import __version__
 from grainwatch.config import ConfigError, Table
 from grainwatch.push_wire import (

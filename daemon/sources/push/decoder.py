@@ -1,4 +1,4 @@
-"""The process that decodes files which came over a network; `daemon.sources.push_reader` runs it.
+"""The process that decodes files which came over a network; `daemon.sources.push.reader` runs it.
 
 Formats are told by their first bytes, not by names, and only those are taken that refer to no other
 files.

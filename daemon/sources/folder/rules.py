@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from daemon.sources.folder_journal import FolderSeries
-from daemon.sources.folder_names import (
+from daemon.sources.folder.journal import FolderSeries
+from daemon.sources.folder.names import (
     LARGEST_NUMBER,
     Names,
     header_number,
@@ -18,7 +18,7 @@ from daemon.sources.folder_names import (
 from pipelines.files import FileImage
 
 if TYPE_CHECKING:
-    from daemon.sources.folder import Config
+    from daemon.sources.folder.source import Config
 
 
 class Rules:

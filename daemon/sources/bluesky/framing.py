@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgpack
 import numpy as np
 
-from daemon.sources import bluesky_pickle
+from daemon.sources.bluesky import pickles
 from daemon.sources.fields import shown
 from pipelines.frame import BadFrame
 
@@ -76,7 +76,7 @@ def decode_message(
     prefix : bytes
         Only messages of publishers with this prefix are read; empty: all.
     allow_pickle : bool
-        Read pickled documents too. See `daemon.sources.bluesky_pickle`.
+        Read pickled documents too. See `daemon.sources.bluesky.pickles`.
 
     Returns
     -------
@@ -113,11 +113,11 @@ def decode_message(
 def _body(payload: memoryview, allow_pickle: bool) -> Mapping[Any, Any]:
     if not payload.nbytes:
         raise BadFrame("the document is empty")
-    if bluesky_pickle.is_pickle(payload):
+    if pickles.is_pickle(payload):
         if not allow_pickle:
             raise BadFrame(_REFUSED_PICKLE)
         try:
-            return bluesky_pickle.load(payload)
+            return pickles.load(payload)
         except ValueError as error:
             raise BadFrame(str(error)) from error
     if payload[0] in b" \t\r\n{":

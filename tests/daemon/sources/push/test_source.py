@@ -22,7 +22,7 @@ from fabio.edfimage import EdfImage
 from testkit.push import RawSender, Receiver, tiff, wait_for
 
 from daemon.sources.base import SourceContext
-from daemon.sources.push import Config, open_source
+from daemon.sources.push.source import Config, open_source
 from grainwatch.config import ConfigError, convert
 from grainwatch.push import ImagePusher, PushError
 from grainwatch.push_wire import (

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from daemon.sources.base import Event, SeriesEnd, SeriesStart, Standing
-from daemon.sources.folder_journal import Earlier, FolderSeries, Journal
-from daemon.sources.folder_names import printable
+from daemon.sources.folder.journal import Earlier, FolderSeries, Journal
+from daemon.sources.folder.names import printable
 
 
 class SeriesBook:

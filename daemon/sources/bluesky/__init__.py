@@ -1,0 +1,1 @@
+"""Bluesky documents from its 0MQ proxy, and what simulates them."""

@@ -1,0 +1,1 @@
+"""Images that other programs push, each acknowledged."""
