@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,20 +25,15 @@ from pipelines.laue.calibration import (
     nominal_calibration,
 )
 from pipelines.laue.calibration_fit import NAMES
+from pipelines.laue.calibration_output import FROM_ONE, Outputs, of_option
 from pipelines.laue.crystal import load_material
 from pipelines.laue.geometry import Calibration, DetectorArea
-from pipelines.laue.lauetools_files import FRAME_SHAPES, read_cor, read_dat, read_det, write_det
+from pipelines.laue.lauetools_files import FRAME_SHAPES, read_cor, read_dat, read_det
 from pipelines.laue.peaks import PeakSearch, find_peaks
 
 _PEAK_LISTS = {".cor": read_cor, ".dat": read_dat}
-_OPTIONS = {
-    "energy_keV": "--energy",
-    "threshold_sigma": "--threshold",
-    "max_residual_px": "--max-residual",
-}
 _STRAINED = 1e-4
 _DISTANCES_MM = (5.0, 5000.0)
-_FROM_ONE = np.array([0.0, 1.0, 1.0, 0.0, 0.0])
 _DEGREES = np.degrees(1.0)
 
 
@@ -77,7 +70,7 @@ def calibrate(
 ) -> None:
     """Calibrate the detector: dd, xcen, ycen, xbet, xgam with their standard deviations."""
     # What can be refused before the work is.
-    _check_outputs(out, overwrite, plot, json_out)
+    outputs = Outputs("calibrate", out, overwrite, plot, json_out)
     image, peaks_of_list, label = _read(frame)
     begin, spread = _start(start, camera, dd, image, label)
     try:
@@ -95,10 +88,7 @@ def calibrate(
         search = PeakSearch(threshold_sigma=threshold)
         calibrator = Calibrator(of, begin, area, settings, spread)
     except ValueError as error:
-        # What is wrong with a setting begins with its name.
-        key = str(error).partition(" ")[0].rstrip(":")
-        said = str(error).replace(key, _OPTIONS[key], 1) if key in _OPTIONS else str(error)
-        raise ConfigError(f"calibrate: {said}") from error
+        raise ConfigError(f"calibrate: {of_option(error)}") from error
     try:
         xy = peaks_of_list if image is None else _peaks(image, search, area)
         fit = calibrator.calibrate(xy)
@@ -106,33 +96,12 @@ def calibrate(
         print(f"grainwatch: calibrate: {frame}: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
 
-    when = time.strftime("%a %b %d %H:%M:%S %Y")
-    try:
-        write_det(out, fit.calibration, fit.rotation, of.name, "grainwatch calibrate", when, str(frame))
-    except OSError as error:
-        raise ConfigError(f"calibrate: --out {out}: {error.strerror}") from error
+    outputs.write_calibration(fit.calibration, fit.rotation, of.name, frame)
     # With the JSON on the terminal's standard output the table goes beside it.
     print(_table(fit, of.name), file=sys.stderr if json_out == "-" else sys.stdout)
-    if json_out:
-        _write_json(json_out, _report(fit, of.name, frame, len(xy)))
-    if plot is not None:
-        _plot(fit, xy, image, frame, of.name, plot)
-
-
-def _check_outputs(out: Path, overwrite: bool, plot: Path | None, json_out: str) -> None:
-    # A name that is no .det is mostly that of the frame, which --overwrite would replace.
-    if out.suffix.lower() != ".det":
-        raise ConfigError(f"calibrate: --out {out}: expected a name that ends in .det")
-    if out.exists() and not overwrite:
-        raise ConfigError(f"calibrate: --out {out}: is there already; name another file, or give --overwrite")
-    if plot is not None and plot.suffix.lower() != ".png":
-        raise ConfigError(f"calibrate: --plot {plot}: expected a name that ends in .png")
-    report = Path(json_out) if json_out not in ("", "-") else None
-    for option, path in (("--out", out), ("--plot", plot), ("--json", report)):
-        if path is not None and not path.parent.is_dir():
-            raise ConfigError(f"calibrate: {option} {path}: there is no folder {path.parent}")
-        if path is not None and path.is_dir():
-            raise ConfigError(f"calibrate: {option} {path}: is a folder")
+    outputs.write_json(_report(fit, of.name, frame, len(xy)))
+    title = f"{Path(frame).name}: {of.name}, {len(fit.spots)} spots, mean {fit.mean_residual_px:.3f} px"
+    outputs.write_plot(fit, xy, image, title)
 
 
 def _read(frame: str) -> tuple[npt.NDArray[Any] | None, npt.NDArray[np.float64], str]:
@@ -204,7 +173,7 @@ def _table(fit: CalibrationFit, material: str) -> str:
         f" mean residual {fit.mean_residual_px:.3f} px",
         f"{'parameter':<10} {'value':>11} {'sigma':>9} {'change':>10}",
     ]
-    values = fit.values + _FROM_ONE
+    values = fit.values + FROM_ONE
     for name, value, sigma, change in zip(NAMES, values, fit.sigma, fit.change, strict=True):
         plain, unit = name.split("_")
         lines.append(f"{plain:<10} {value:>11.4f} {sigma:>9.4f} {change:>+10.4f} {unit}")
@@ -227,7 +196,7 @@ def _table(fit: CalibrationFit, material: str) -> str:
 
 
 def _report(fit: CalibrationFit, material: str, frame: str, peaks: int) -> dict[str, Any]:
-    values = dict(zip(NAMES, (fit.values + _FROM_ONE).tolist(), strict=True))
+    values = dict(zip(NAMES, (fit.values + FROM_ONE).tolist(), strict=True))
     return {
         "frame": frame,
         "material": material,
@@ -253,31 +222,3 @@ def _report(fit: CalibrationFit, material: str, frame: str, peaks: int) -> dict[
         "rival_spots": fit.rival_spots,
         "calibration_hash": calibration_hash(fit.calibration),
     }
-
-
-def _write_json(where: str, report: dict[str, Any]) -> None:
-    text = json.dumps(report, allow_nan=False)
-    if where == "-":
-        print(text)
-        return
-    try:
-        Path(where).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"calibrate: --json {where}: {error.strerror}") from error
-
-
-def _plot(
-    fit: CalibrationFit,
-    xy: npt.NDArray[np.float64],
-    image: npt.NDArray[Any] | None,
-    frame: str,
-    material: str,
-    path: Path,
-) -> None:
-    from pipelines.laue.calibration_plot import plot_residuals
-
-    title = f"{Path(frame).name}: {material}, {len(fit.spots)} spots, mean {fit.mean_residual_px:.3f} px"
-    try:
-        plot_residuals(fit, xy, image, title, path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"calibrate: --plot {path}: {reason(error)}") from error

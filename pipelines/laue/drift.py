@@ -40,6 +40,8 @@ in single frames."""
 _DIMENSIONS = 3
 _FITTED = (0, 1, 2, 5, 6, 7)  # dd, xcen, ycen, rotation: columns of `linearise`
 _STATES = 120
+_LEAST_MEMORY = 0.01
+"""With less the steps of |z| become as narrow as the rings of `_STATES`, and the limit too high."""
 _FEWEST_SPOTS = 6
 _WILD = 5.0
 """Normal |y| of three components exceeds it once in 65 000 frames."""
@@ -175,7 +177,7 @@ class DriftWatch:
     frames_between_false_alarms : float
         Mean number of frames until a stream without drift raises an alarm.
     memory : float
-        λ in (0, 1]: small finds slow and small drifts, large finds jumps sooner.
+        λ, 0.01 to 1: small finds slow and small drifts, large finds jumps sooner.
     jitter : (3,) array, optional
         Standard deviations of dd (mm), xcen, ycen (px) from frame to frame that are no drift
         (a beam that trembles); added to those that follow from the spots.
@@ -187,8 +189,8 @@ class DriftWatch:
         memory: float = 0.1,
         jitter: npt.ArrayLike = (0.0, 0.0, 0.0),
     ) -> None:
-        if not 0.0 < memory <= 1.0:
-            raise ValueError(f"memory {memory}: expected more than 0, at most 1")
+        if not _LEAST_MEMORY <= memory <= 1.0:
+            raise ValueError(f"memory {memory:g}: expected {_LEAST_MEMORY:g} to 1")
         if not 10.0 <= frames_between_false_alarms <= 1e9:
             raise ValueError(
                 f"frames_between_false_alarms {frames_between_false_alarms:g}: expected 10 to 1e9"

@@ -52,8 +52,8 @@ class DriftTable(Table, frozen=True, kw_only=True):
     frames_between_false_alarms : float
         Mean number of frames until a detector at rest raises an alarm by chance.
     memory : float
-        Weight of the newest frame, more than 0, at most 1: small finds slow and small drifts, large
-        finds jumps sooner.
+        Weight of the newest frame, 0.01 to 1: small finds slow and small drifts, large finds jumps
+        sooner.
     jitter : (float, float, float)
         Standard deviations of dd (mm), xcen and ycen (px) from frame to frame that are no drift, of
         a beam that trembles for example.

@@ -208,13 +208,22 @@ class JointCalibrator:
         left_out: list[int] = []
         while True:
             try:
-                return replace(self._calibrated(kept), left_out=tuple(sorted(left_out)))
+                fit = replace(self._calibrated(kept), left_out=tuple(sorted(left_out)))
+                break
             except _TooFewSpots as error:
                 if len(kept) == 1:
                     raise
                 # One frame with a blink of the beam does not spoil the others.
                 left_out.append(error.frame.number)
                 kept.remove(error.frame)
+        # Left out at the end they are no blink: the answer would be where the detector was, not where it is.
+        if left_out and max(left_out) > max(fit.frames):
+            raise CalibrationError(
+                f"the frames do not agree: frame {max(left_out)} shows too few spots where those up to"
+                f" {max(fit.frames)} put the detector: it moved, or the beam failed; choose frames of one"
+                " side with --frames"
+            )
+        return fit
 
     def _calibrated(self, frames: Sequence[ReferenceFrame]) -> JointFit:
         skies = [Sky(self._phase, frame.xy_px) for frame in frames]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
 import re
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,10 +19,11 @@ from pipelines.frame import BadFrame
 from pipelines.laue.analysis import calibration_hash, read_mask
 from pipelines.laue.calibration import CalibrationError, CalibrationSettings, Calibrator
 from pipelines.laue.calibration_fit import NAMES
+from pipelines.laue.calibration_output import FROM_ONE, Outputs, of_option
 from pipelines.laue.crystal import Material, load_material
 from pipelines.laue.geometry import Calibration, DetectorArea
 from pipelines.laue.joint_calibration import JointCalibrator, JointFit, ReferenceFrame
-from pipelines.laue.lauetools_files import read_det, write_det
+from pipelines.laue.lauetools_files import read_det
 from pipelines.laue.peaks import PeakSearch, find_peaks
 from pipelines.laue.recent_frames import (
     FramePeaks,
@@ -41,8 +39,9 @@ from pipelines.laue.recent_frames import (
 )
 from pipelines.results_files import ResultsFile, ResultsFileError
 
-_FROM_ONE = np.array([0.0, 1.0, 1.0, 0.0, 0.0])
 _SIGNIFICANT = 1e-3
+_SILENT = 3
+"""A frame or two without the crystal are an accident; after more the peaks are searched for it."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,8 @@ class _Recording:
 
     @property
     def label(self) -> str:
-        return ", ".join([path.name for path in self.results] or [Path(image).name for image in self.images])
+        names = [path.name for path in self.results] or [Path(image).name for image in self.images]
+        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def recalibrate(
@@ -103,16 +103,14 @@ def recalibrate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it is there.")] = False,
 ) -> None:
     """Calibrate the detector anew from frames of a reference crystal: old and new values, and how sure."""
-    if out.exists() and not overwrite:
-        raise ConfigError(
-            f"recalibrate: --out {out}: is there already; name another file, or give --overwrite"
-        )
-    if not out.parent.is_dir():
-        raise ConfigError(f"recalibrate: --out {out}: there is no folder {out.parent}")
+    # What can be refused before the work is.
+    outputs = Outputs("recalibrate", out, overwrite, plot, json_out)
     given = _recording(recording, stream or None)
     bounds = _bounds(frames)
     begin = _start(start, given)
     of = _material(material, given)
+    for remark in of.remarks:
+        _say(f"material {of.name}: {remark}")
     table = given.made.pipeline if given.made is not None else None
     band = energy or (table.energy_keV if table is not None else (5.0, 22.0))
     try:
@@ -123,25 +121,18 @@ def recalibrate(
         joint = JointCalibrator(of, begin, alone.area, settings)
         peak_search = PeakSearch(threshold_sigma=threshold)
     except ValueError as error:
-        raise ConfigError(f"recalibrate: {error}") from error
+        raise ConfigError(f"recalibrate: {of_option(error)}") from error
     try:
         chosen = _chosen(given, alone, bounds, last, peak_search)
         fit = joint.calibrate(chosen)
     except (CalibrationError, BadFrame) as error:
         print(f"grainwatch: recalibrate: {given.label}: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
-    when = time.strftime("%a %b %d %H:%M:%S %Y")
-    try:
-        write_det(
-            out, fit.calibration, fit.rotations[-1], of.name, "grainwatch recalibrate", when, given.label
-        )
-    except OSError as error:
-        raise ConfigError(f"recalibrate: --out {out}: {error.strerror}") from error
+    outputs.write_calibration(fit.calibration, fit.rotations[-1], of.name, given.label)
     print(_table(fit, of.name, given.label), file=sys.stderr if json_out == "-" else sys.stdout)
-    if json_out:
-        _write_json(json_out, _report(fit, of.name, given.label))
-    if plot is not None:
-        _plot(fit, of.name, given.label, plot)
+    outputs.write_json(_report(fit, of.name, given.label))
+    title = f"{given.label}: {of.name}, {_counted(fit)}, mean {fit.mean_residual_px:.3f} px"
+    outputs.write_plot(fit, fit.peaks_px, None, title)
 
 
 # What is given.
@@ -287,19 +278,50 @@ def _chosen(
         frames = [
             f for f in _peaks_of_images(given.images, calibrator, peak_search) if _inside(f.number, bounds)
         ]
-        return sorted(search(frames[-last:], calibrator, _say), key=lambda f: f.number)
+        return sorted(search(frames[::-1][:last], calibrator, _say), key=lambda f: f.number)
     alarm = given.made.alarm_frame
     if bounds == (None, None) and alarm >= 0:
         _say(f"frames from {alarm} on, where the drift watch raised its alarm (--frames chooses others)")
         bounds = (alarm, None)
     material, min_spots = calibrator.material, calibrator.settings.min_spots
-    indexed = (reference_of(r, material, min_spots) for r in newest_first(given.results, *bounds))
-    found = list(itertools.islice((frame for frame in indexed if frame is not None), last))
+    found: list[ReferenceFrame] = []
+    newest: list[FramePeaks] = []
+    without = 0  # frames after the last one that shows the crystal
+    for result in newest_first(given.results, *bounds):
+        frame = reference_of(result, material, min_spots)
+        if frame is not None:
+            found.append(frame)
+            if len(found) == last:
+                break
+        elif not found:
+            without += 1
+            if without <= last:
+                newest.append(peaks_of(result))
     if not found:
         _say(f"no result holds a crystal of {material.name}: searching the peaks for it")
-        newest = itertools.islice(newest_first(given.results, *bounds), last)
-        found = search(map(peaks_of, newest), calibrator, _say)
+        found = search(newest, calibrator, _say)
+    elif without:
+        found = _newer(newest, without, found, calibrator)
     return sorted(found, key=lambda frame: frame.number)
+
+
+def _newer(
+    newest: list[FramePeaks], without: int, indexed: list[ReferenceFrame], calibrator: Calibrator
+) -> list[ReferenceFrame]:
+    """Return frames that nobody has indexed but show the crystal all the same, else those that are indexed.
+
+    A detector that moved too far for indexing leaves the crystal in the frames before alone.
+    """
+    material = calibrator.material.name
+    _say(f"the last {without} frames hold no crystal of {material} any more")
+    if without >= _SILENT:
+        _say(f"searching their peaks for {material}")
+        try:
+            return search(newest, calibrator, _say)
+        except CalibrationError as error:
+            _say(f"not found: {error}")
+    _say(f"taking frames up to {indexed[0].number}: where the detector stood then")
+    return indexed
 
 
 def _peaks_of_images(images: list[str], calibrator: Calibrator, peak_search: PeakSearch) -> list[FramePeaks]:
@@ -337,11 +359,11 @@ def _say(what: str) -> None:
 def _table(fit: JointFit, material: str, label: str) -> str:
     numbers = f"{fit.frames[0]} to {fit.frames[-1]}" if len(fit.frames) > 1 else f"{fit.frames[0]}"
     lines = [
-        f"{material}: {len(fit.frames)} frames ({numbers}) of {label}, {len(fit.spots)} spots fitted of"
+        f"{material}: {_counted(fit)} ({numbers}) of {label}, {len(fit.spots)} spots fitted of"
         f" {fit.matched} matched and {fit.expected} expected, mean residual {fit.mean_residual_px:.3f} px",
         f"{'parameter':<10} {'old':>11} {'new':>11} {'sigma':>9} {'change':>10}",
     ]
-    new = fit.values + _FROM_ONE
+    new = fit.values + FROM_ONE
     for name, value, sigma, change in zip(NAMES, new, fit.sigma, fit.change, strict=True):
         plain, unit = name.split("_")
         lines.append(
@@ -366,6 +388,10 @@ def _table(fit: JointFit, material: str, label: str) -> str:
     return "\n".join(lines)
 
 
+def _counted(fit: JointFit) -> str:
+    return f"{len(fit.frames)} frame{'s' if len(fit.frames) > 1 else ''}"
+
+
 def _report(fit: JointFit, material: str, label: str) -> dict[str, Any]:
     def named(values: Any) -> dict[str, float]:
         return dict(zip(NAMES, np.asarray(values).tolist(), strict=True))
@@ -376,8 +402,8 @@ def _report(fit: JointFit, material: str, label: str) -> dict[str, Any]:
         "frames": list(fit.frames),
         "left_out": list(fit.left_out),
         "first_pixel": 1,
-        **named(fit.values + _FROM_ONE),
-        "old": named(fit.values - fit.change + _FROM_ONE),
+        **named(fit.values + FROM_ONE),
+        "old": named(fit.values - fit.change + FROM_ONE),
         "sigma": named(fit.sigma),
         "change": named(fit.change),
         "unchanged_probability": fit.unchanged,
@@ -392,24 +418,3 @@ def _report(fit: JointFit, material: str, label: str) -> dict[str, Any]:
         "agreement_probability": fit.agreement if math.isfinite(fit.agreement) else None,
         "calibration_hash": calibration_hash(fit.calibration),
     }
-
-
-def _write_json(where: str, report: dict[str, Any]) -> None:
-    text = json.dumps(report, allow_nan=False)
-    if where == "-":
-        print(text)
-        return
-    try:
-        Path(where).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"recalibrate: --json {where}: {error.strerror}") from error
-
-
-def _plot(fit: JointFit, material: str, label: str, path: Path) -> None:
-    from pipelines.laue.calibration_plot import plot_residuals
-
-    title = f"{label}: {material}, {len(fit.frames)} frames, mean {fit.mean_residual_px:.3f} px"
-    try:
-        plot_residuals(fit, fit.peaks_px, None, title, path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"recalibrate: --plot {path}: {error}") from error

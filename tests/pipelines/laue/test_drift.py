@@ -167,6 +167,6 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="too close"):
         observe(stream.reference, g[[0] * 10], spots.xy_px[[0] * 10], stream.turn)
     with pytest.raises(ValueError, match="memory"):
-        DriftWatch(memory=0.0)
+        DriftWatch(memory=0.005)
     with pytest.raises(ValueError, match="frames_between_false_alarms"):
         DriftWatch(1.0)

@@ -153,6 +153,9 @@ def test_what_does_not_yield_a_calibration_is_refused() -> None:
     message = refusal(both)
     assert "the frames do not agree" in message
     assert "between frame 4 and frame 100" in message
+    (far,) = frames(1, 7, moved([2.0, 25.0, -20.0, 0.6, 0.3]))
+    message = refusal([*before[:5], replace(far, number=100)])
+    assert "frame 100 shows too few spots where those up to 4 put the detector" in message
     few = frames(2, 8)
     five = [replace(f, xy_px=f.xy_px[:5], g=f.g[:5], spots=f.spots[:5]) for f in few]
     assert "frame 0: 5 spots are too few" in refusal([*five[:1], *before[2:5]], min_spots=5)

@@ -28,6 +28,7 @@ from pipelines.laue.lauetools_files import read_det, write_det
 from pipelines.laue.peaks import find_peaks
 from pipelines.laue.pipeline import peak_array
 from pipelines.laue.recalibrate_command import recalibrate
+from pipelines.laue.recent_frames import reference_of
 from pipelines.laue.render import render_frame
 from pipelines.results_files import ResultsFile
 
@@ -203,6 +204,46 @@ def test_a_detector_that_moved_too_far_to_index_is_found_from_the_peaks(tmp_path
     assert np.all(np.abs(off) < 3.5 * np.array(list(said["sigma"].values())))
 
 
+@pytest.fixture(scope="module")
+def still() -> list[LaueResult]:
+    """Frames of a germanium wafer on a detector that stands where it is said to."""
+    analysis = LaueAnalysis([material("Ge")], CALIBRATION, AREA)
+    turn = random_turns(1, 6)
+    return [
+        result_of(analysis.analyse_peaks(simulated("Ge", turn, n).xy_px), n, analysis, "d" * 32)
+        for n in range(3)
+    ]
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["moved too far", "beam off"])
+def test_frames_before_the_last_ones_are_not_taken_for_now(
+    seen: bool, tmp_path: Path, still: list[LaueResult]
+) -> None:
+    """Indexing ends with a large move: what is indexed shows where the detector stood before."""
+    far = with_vector(CALIBRATION, vector_of(CALIBRATION) + np.array([2.0, 25.0, -20.0, 0.6, 0.3]))
+    analysis = LaueAnalysis([material("Ge")], CALIBRATION, AREA)
+    turn = random_turns(1, 6)
+    after = []
+    for frame in range(3, 7):
+        xy = simulated("Ge", turn, frame, calibration=far).xy_px if seen else np.empty((0, 2))
+        after.append(result_of(analysis.analyse_peaks(xy), frame, analysis, "d" * 32))
+    assert all(r.crystals for r in still)
+    assert all(reference_of(r, material("Ge"), 20) is None for r in after)
+    path = write(tmp_path / "results", [*still, *after])
+    write_det(tmp_path / "lab.det", CALIBRATION)
+    done = typed(path, "--out", tmp_path / "new.det", "--json", tmp_path / "new.json")
+    assert done.exit_code == 0, done.output
+    assert "the last 4 frames hold no crystal of Ge any more" in done.stderr
+    said = json.loads((tmp_path / "new.json").read_text())
+    off = vector_of(read_det(tmp_path / "new.det").calibration) - vector_of(far if seen else CALIBRATION)
+    assert np.all(np.abs(off) < 3.5 * np.array(list(said["sigma"].values())))
+    if seen:
+        assert said["frames"] == [3, 4, 5, 6]
+    else:
+        assert said["frames"] == [0, 1, 2]
+        assert "taking frames up to 2: where the detector stood then" in done.stderr
+
+
 def image_of(spots: npt.NDArray[np.float64], intensity: npt.NDArray[np.float64], seed: int) -> np.ndarray:
     height = 3e4 * np.sqrt(intensity / intensity.max())
     return render_frame(
@@ -284,6 +325,13 @@ def test_what_is_refused_says_why_and_writes_nothing(lab: Path, moved: list[Laue
     out = lab / "new.det"
     assert "is there already" in refused(path, "-o", lab / "lab.det")
     assert "there is no folder" in refused(path, "-o", lab / "no" / "new.det")
+    frame = lab / "frame.tif"
+    frame.write_bytes(b"frame")
+    assert "ends in .det" in refused(frame, "-o", frame, "--overwrite", "-m", "Ge", "-s", lab / "lab.det")
+    assert frame.read_bytes() == b"frame"
+    assert "--plot" in refused(path, "-o", out, "--plot", lab / "no" / "new.png")
+    assert "--json" in refused(path, "-o", out, "--json", lab / "no" / "new.json")
+    assert "--min-spots 2" in refused(path, "-o", out, "--min-spots", "2")
     assert "no such file" in refused(lab / "none.h5", "-o", out)
     (lab / "empty").mkdir()
     assert "no results files in this folder" in refused(lab / "empty", "-o", out)
@@ -292,7 +340,7 @@ def test_what_is_refused_says_why_and_writes_nothing(lab: Path, moved: list[Laue
     assert "--material" in refused(path, "-o", out, "-m", "unobtainium")
     assert "--start" in refused(path, "-o", out, "--start", lab / "none.det")
     assert "--mask" in refused(path, "-o", out, "--mask", lab / "none.npy")
-    assert "energy" in refused(path, "-o", out, "--energy", "22", "5")
+    assert "--energy" in refused(path, "-o", out, "--energy", "22", "5")
     assert "--stream" in refused(lab / "lab.toml", "-o", out, "--stream", "other")
     silent = lab / "silent.toml"
     silent.write_text(WATCHED.partition("[sinks")[0])
