@@ -77,4 +77,6 @@ if __name__ == "__main__":
     parser.add_argument("--points", nargs=2, type=int, default=(8, 6), metavar=("X", "Y"))
     parser.add_argument("--grains", type=int, default=6, help="3 or more")
     given = parser.parse_args()
+    if given.grains < 3:
+        parser.error("--grains: expected 3 or more")
     main(given.folder, ScanGrid(tuple(given.points)), given.grains)

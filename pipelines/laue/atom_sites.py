@@ -141,7 +141,7 @@ def _rows(block: gemmi.cif.Block) -> tuple[list[CifSite], list[str]]:
         occupancy, group, assembly = (row[i] if row.has(i) else "." for i in (4, 5, 6))
         if occupancy == "?":
             unknown.append(atom.label)
-        b_iso = _b_iso(atom)
+        b_iso = _b_iso(atom, small.cell)
         if b_iso < 0:
             still.append(atom.label)
             b_iso = _DEFAULT_B_ISO
@@ -197,11 +197,15 @@ def _occupancy(label: str, text: str) -> float:
     return min(value, 1.0)
 
 
-def _b_iso(atom: gemmi.SmallStructure.Site) -> float:
-    """B in angstrom², the default where the file has none, as it is where it is negative."""
+def _b_iso(atom: gemmi.SmallStructure.Site, cell: gemmi.UnitCell) -> float:
+    """B in angstrom², the default where the file has none, as it is where it is negative.
+
+    Of U_ij, which stand along the cell's axes, as 8 pi² U_eq (Fischer & Tillmanns, Acta Cryst. C 44,
+    775, 1988): a third of the trace for right angles alone.
+    """
     u = atom.u_iso
     if u == 0 and atom.aniso.nonzero():
-        u = atom.aniso.trace() / 3
+        u = cell.calculate_u_eq(atom.aniso)
     if u == 0 or not math.isfinite(u):
         return _DEFAULT_B_ISO
     if u * _B_OF_U >= _MOST_B:

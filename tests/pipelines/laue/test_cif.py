@@ -496,3 +496,19 @@ def test_whatever_happens_to_a_file_it_is_read_or_refused_by_one_line(data: st.D
             assert "\n" not in refused
         else:
             assert np.isfinite(found.structure_factors(sphere(1))).all()
+
+
+def test_anisotropic_displacements_count_along_the_axes_of_an_oblique_cell(tmp_path: Path) -> None:
+    """U_eq of a monoclinic cell: [U22 + (U11 + U33 + 2 U13 cos β) / sin² β] / 3."""
+    u11, u22, u33, u13 = 0.01, 0.02, 0.03, 0.002
+    plain = ZIRCONIA.replace("99.23(1)", "120").replace("_atom_site_B_iso_or_equiv\n", "")
+    plain = re.sub(r" 1\.0 \. 0\.\d", " 1.0 .", plain)
+    columns = "".join(
+        f"_atom_site_aniso_{c}\n" for c in ("label", "U_11", "U_22", "U_33", "U_12", "U_13", "U_23")
+    )
+    rows = "".join(f"{label} {u11} {u22} {u33} 0 {u13} 0\n" for label in ("Zr1", "O1", "O2"))
+    path = tmp_path / "oblique.cif"
+    path.write_text(f"{plain}loop_\n{columns}{rows}")
+    beta = math.radians(120.0)
+    u_eq = (u22 + (u11 + u33 + 2 * u13 * math.cos(beta)) / math.sin(beta) ** 2) / 3
+    assert [site.b_iso for site in load_material(path).sites] == pytest.approx([8 * math.pi**2 * u_eq] * 3)
