@@ -22,6 +22,7 @@ from grainwatch.config import (
     convert,
     parse_config,
 )
+from pipelines.files import reason
 from pipelines.laue import pipeline
 from pipelines.laue.crystal import load_material, material_names
 from pipelines.laue.geometry import Calibration
@@ -224,7 +225,7 @@ def _calibration(det: Path | None) -> tuple[Calibration | None, str | None]:
     try:
         found = read_det(det)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"init: --det: {error}") from error
+        raise ConfigError(f"init: --det: {reason(error)}") from error
     return found.calibration, found.material
 
 
@@ -237,7 +238,7 @@ def _materials(asked: list[str], calibrated_with: str | None) -> list[str]:
         try:
             load_material(name)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"init: --material: {error}") from error
+            raise ConfigError(f"init: --material: {reason(error)}") from error
         found.append(name if name in material_names() else str(Path(name).absolute()))
     return found
 
