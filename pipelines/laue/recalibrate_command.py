@@ -113,12 +113,13 @@ def recalibrate(
         _say(f"material {of.name}: {remark}")
     table = given.made.pipeline if given.made is not None else None
     band = energy or (table.energy_keV if table is not None else (5.0, 22.0))
+    area = _area(mask, given, begin)
     try:
         settings = CalibrationSettings(
             energy_keV=band, max_residual_px=max_residual, min_spots=min_spots, depth=depth
         )
-        alone = Calibrator(of, begin, _area(mask, given, begin), settings)
-        joint = JointCalibrator(of, begin, alone.area, settings)
+        alone = Calibrator(of, begin, area, settings)
+        joint = JointCalibrator(of, begin, area, settings)
         peak_search = PeakSearch(threshold_sigma=threshold)
     except ValueError as error:
         raise ConfigError(f"recalibrate: {of_option(error)}") from error

@@ -339,6 +339,7 @@ def test_what_is_refused_says_why_and_writes_nothing(lab: Path, moved: list[Laue
         assert "--frames" in refused(path, "-o", out, "--frames", text)
     assert "--material" in refused(path, "-o", out, "-m", "unobtainium")
     assert "--start" in refused(path, "-o", out, "--start", lab / "none.det")
+    assert refused(path, "-o", out, "--mask", lab / "none.npy").count("recalibrate: ") == 1
     assert "--mask" in refused(path, "-o", out, "--mask", lab / "none.npy")
     assert "--energy" in refused(path, "-o", out, "--energy", "22", "5")
     assert "--stream" in refused(lab / "lab.toml", "-o", out, "--stream", "other")
