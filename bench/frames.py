@@ -22,8 +22,8 @@ import numpy as np
 
 from bench.patterns import GEOMETRY_C, reflections
 from bench.report import OUT, Report
-from daemon.sources.dectris_v2_sim import Exposure, Options, encode_exposure
-from daemon.sources.detector_sim import Simulator
+from daemon.sources.dectris.v2_simulator import Exposure, Options, encode_exposure
+from daemon.sources.simulator import Simulator
 from pipelines import rotations
 from pipelines.laue.forward import simulate_spots
 from pipelines.laue.geometry import DetectorArea

@@ -20,9 +20,9 @@ import numpy.typing as npt
 
 from bench.report import Report, repetitions_s
 from daemon.sources.base import Arrival, SeriesEnd
-from daemon.sources.dectris_v2 import Config, open_source
-from daemon.sources.dectris_v2_codec import decode_message
-from daemon.sources.dectris_v2_sim import SeriesCoder, encode_exposure
+from daemon.sources.dectris.v2 import Config, open_source
+from daemon.sources.dectris.v2_codec import decode_message
+from daemon.sources.dectris.v2_simulator import SeriesCoder, encode_exposure
 
 SIZE = 2048
 BACKGROUND = 0.02  # counts a pixel: a photon-counting detector between the spots

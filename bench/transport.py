@@ -19,8 +19,11 @@ import zmq
 
 from bench.report import Report
 from bench.source import frame
-from daemon.sources import dectris_v1, dectris_v1_sim, dectris_v2, dectris_v2_sim
 from daemon.sources.base import Arrival
+from daemon.sources.dectris import v1 as dectris_v1
+from daemon.sources.dectris import v1_simulator as dectris_v1_simulator
+from daemon.sources.dectris import v2 as dectris_v2
+from daemon.sources.dectris import v2_simulator as dectris_v2_simulator
 
 ASKED_PERCENT = 90.0
 FORMATS = {"V1": dectris_v1, "V2": dectris_v2}
@@ -134,11 +137,11 @@ def main(name: str, algorithm: str, count: str, seed: str) -> None:
     pixels = frame(Report(seed=int(seed)).rng("source"), "uint16")
     now = datetime.now(UTC)
     if name == "V1":
-        first = dectris_v1_sim.encode_exposure(pixels, algorithm)
-        parts = dectris_v1_sim.SeriesCoder(1, now).image(7, first, 0.05)
+        first = dectris_v1_simulator.encode_exposure(pixels, algorithm)
+        parts = dectris_v1_simulator.SeriesCoder(1, now).image(7, first, 0.05)
     else:
-        second = dectris_v2_sim.encode_exposure(pixels, ("threshold_1",), algorithm)
-        parts = dectris_v2_sim.SeriesCoder(1, "bench", now).image(7, second, 0.05)
+        second = dectris_v2_simulator.encode_exposure(pixels, ("threshold_1",), algorithm)
+        parts = dectris_v2_simulator.SeriesCoder(1, "bench", now).image(7, second, 0.05)
     print(sum(map(len, parts)), flush=True)
     with zmq.Context() as context:
         for line in sys.stdin:

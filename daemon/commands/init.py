@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 
 from daemon.sinks import publisher, results_file
-from daemon.sources import dectris_v1, dectris_v2
+from daemon.sources.dectris import v1 as dectris_v1
+from daemon.sources.dectris import v2 as dectris_v2
 from grainwatch.config import (
     ConfigError,
     DaemonTable,

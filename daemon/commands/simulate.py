@@ -18,10 +18,11 @@ import numpy.typing as npt
 import typer
 import zmq
 
-from daemon.sources import dectris_v1_sim, dectris_v2_sim
 from daemon.sources.bluesky import simulator as bluesky_simulator
-from daemon.sources.detector_sim import Options, Simulator
+from daemon.sources.dectris import v1_simulator as dectris_v1_simulator
+from daemon.sources.dectris import v2_simulator as dectris_v2_simulator
 from daemon.sources.folder import simulator as folder_simulator
+from daemon.sources.simulator import Options, Simulator
 from grainwatch.config import ConfigError, ScanTable
 from pipelines.files import expand, read_images, reason
 from pipelines.frame import BadFrame
@@ -85,8 +86,8 @@ def dectris_v1(
     """Send files as a DECTRIS detector does (Stream V1, JSON and binary parts over a ZeroMQ PUSH socket)."""
     address = _address("dectris-v1", bind, connect, "tcp://127.0.0.1:9999")
 
-    def options() -> dectris_v1_sim.Options:
-        return dectris_v1_sim.Options(
+    def options() -> dectris_v1_simulator.Options:
+        return dectris_v1_simulator.Options(
             address=address,
             bind=connect is None,
             rate_hz=rate,
@@ -125,8 +126,8 @@ def dectris_v2(
     """Send files as a DECTRIS detector does (Stream V2, CBOR over a ZeroMQ PUSH socket)."""
     address = _address("dectris-v2", bind, connect, "tcp://127.0.0.1:31001")
 
-    def options() -> dectris_v2_sim.Options:
-        return dectris_v2_sim.Options(
+    def options() -> dectris_v2_simulator.Options:
+        return dectris_v2_simulator.Options(
             address=address,
             bind=connect is None,
             rate_hz=rate,

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 
 from daemon.demo.sample import Sample
-from daemon.sources.dectris_v2_sim import Options
-from daemon.sources.detector_sim import Ahead, Simulator
+from daemon.sources.dectris.v2_simulator import Options
+from daemon.sources.simulator import Ahead, Simulator
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

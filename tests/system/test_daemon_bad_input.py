@@ -18,7 +18,7 @@ import zmq
 from testkit.process import DaemonProcess, eventually
 from testkit.soak import write_frames
 
-from daemon.sources.dectris_v2_sim import Exposure, SeriesCoder, encode_exposure
+from daemon.sources.dectris.v2_simulator import Exposure, SeriesCoder, encode_exposure
 from pipelines.images import encode_image
 from pipelines.results_files import read_results, results_files
 

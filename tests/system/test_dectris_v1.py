@@ -20,7 +20,7 @@ import zmq
 from testkit.process import DaemonProcess, environment, eventually
 from testkit.soak import FRAMES, write_frames
 
-from daemon.sources.dectris_v1_sim import SeriesCoder, encode_exposure
+from daemon.sources.dectris.v1_simulator import SeriesCoder, encode_exposure
 from pipelines.results_files import read_results, results_files
 from tests.wire import golden_v1
 

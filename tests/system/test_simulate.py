@@ -15,8 +15,9 @@ import fabio.tifimage
 import numpy as np
 import pytest
 
-from daemon.sources import dectris_v1, dectris_v2
 from daemon.sources.base import Arrival, Idle, SeriesEnd, SeriesStart
+from daemon.sources.dectris import v1 as dectris_v1
+from daemon.sources.dectris import v2 as dectris_v2
 from daemon.sources.zmq_reader import ZmqSource
 
 SIMULATE = [str(Path(sys.executable).parent / "grainwatch"), "simulate"]

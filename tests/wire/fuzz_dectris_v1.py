@@ -6,7 +6,7 @@ import json
 import random
 from typing import Any
 
-from daemon.sources.dectris_v1_codec import Decoder
+from daemon.sources.dectris.v1_codec import Decoder
 from tests.wire import golden_v1 as g
 from tests.wire.fuzz import MAX_IMAGE_BYTES, NUMBERS, Case, Outcome, Parts, check_events, damage, damage_blob
 

@@ -7,7 +7,7 @@ import random
 import numpy as np
 
 from daemon.sources.base import Arrival, Event
-from daemon.sources.dectris_v2_codec import Decoder, decode_message
+from daemon.sources.dectris.v2_codec import Decoder, decode_message
 from pipelines.images import EncodedImage, encode_image
 from tests.wire import golden as g
 from tests.wire.fuzz import MAX_IMAGE_BYTES, NUMBERS, Case, Outcome, Parts, check_events, damage, damage_blob

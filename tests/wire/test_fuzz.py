@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon.sources.base import Arrival, Bad, SeriesEnd, SeriesStart
-from daemon.sources.dectris_v2_codec import decode_message
+from daemon.sources.dectris.v2_codec import decode_message
 from tests.wire import fuzz, fuzz_dectris_v1, fuzz_dectris_v2, fuzz_push, golden
 
 # Messages to each decoder; `make fuzz` runs 100,000.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from daemon.sources.base import Arrival, Bad, Event, SeriesEnd, SeriesStart
-from daemon.sources.dectris_v2_codec import Decoder, decode_message
+from daemon.sources.dectris.v2_codec import Decoder, decode_message
 from pipelines.frame import BadFrame
 from tests.wire import golden as g
 

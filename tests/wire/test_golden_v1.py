@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from daemon.sources.base import Arrival, Bad, Event, SeriesEnd, SeriesStart
-from daemon.sources.dectris_v1_codec import Decoder
+from daemon.sources.dectris.v1_codec import Decoder
 from pipelines.frame import BadFrame
 from tests.wire import golden_v1 as g
 from tests.wire.golden import framed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from daemon.sources.base import Bad, Event
-from daemon.sources.dectris_v1_codec import Decoder, refused
+from daemon.sources.dectris.v1_codec import Decoder, refused
 from daemon.sources.zmq_reader import ReaderTable, ZmqSource
 
 

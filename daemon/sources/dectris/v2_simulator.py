@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from cbor2 import CBORTag
 
-from daemon.sources import detector_sim
-from daemon.sources.dectris_v2_codec import ALGORITHMS, COMPRESSED, ROW_MAJOR, typed_array_tag
+from daemon.sources import simulator
+from daemon.sources.dectris.v2_codec import ALGORITHMS, COMPRESSED, ROW_MAJOR, typed_array_tag
 from pipelines.images import encode_image
 
 #: Time base of the detector's clock, in ticks a second.
@@ -31,7 +31,7 @@ class Exposure:
 
 
 @dataclass(frozen=True)
-class Options(detector_sim.Options[Exposure]):
+class Options(simulator.Options[Exposure]):
     """How the simulated detector behaves, besides what all of them have in common.
 
     Attributes
@@ -90,7 +90,7 @@ def encode_exposure(image: npt.NDArray[Any], channels: Sequence[str], algorithm:
 
 @dataclass(frozen=True)
 class SeriesCoder:
-    """Codes the messages of one series: one part each. Implements `detector_sim.Coder`."""
+    """Codes the messages of one series: one part each. Implements `simulator.Coder`."""
 
     series_id: int
     unique_id: str

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Final
 
 from daemon.sources.base import Arrival, Bad, Event
-from daemon.sources.dectris_v2_codec import Decoder, decode_message
+from daemon.sources.dectris.v2_codec import Decoder, decode_message
 from daemon.sources.zmq_reader import ReaderTable, ZmqSource
 
 _HEAD_BYTES: Final = 4096

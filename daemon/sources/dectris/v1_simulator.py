@@ -12,9 +12,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from daemon.sources import detector_sim
-from daemon.sources.dectris_v1_codec import END, IMAGE, IMAGE_DATA, TIMES
-from daemon.sources.dectris_v1_header import DETAILS, HEADER, PIXEL_TYPES
+from daemon.sources import simulator
+from daemon.sources.dectris.v1_codec import END, IMAGE, IMAGE_DATA, TIMES
+from daemon.sources.dectris.v1_header import DETAILS, HEADER, PIXEL_TYPES
 from pipelines.images import encode_image
 
 #: What a user calls the compression, and the format: encoding (with the bits of a pixel) and our name.
@@ -37,7 +37,7 @@ class Exposure:
 
 
 @dataclass(frozen=True)
-class Options(detector_sim.Options[Exposure]):
+class Options(simulator.Options[Exposure]):
     """How the simulated detector behaves, besides what all of them have in common.
 
     Attributes
@@ -113,7 +113,7 @@ def encode_exposure(image: npt.NDArray[Any], algorithm: str) -> Exposure:
 
 @dataclass(frozen=True)
 class SeriesCoder:
-    """Codes the messages of one series. Implements `detector_sim.Coder`."""
+    """Codes the messages of one series. Implements `simulator.Coder`."""
 
     series_id: int
     started: datetime

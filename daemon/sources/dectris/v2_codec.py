@@ -20,8 +20,8 @@ import numpy.typing as npt
 from cbor2 import CBORTag
 
 from daemon.sources.base import Arrival, Bad, Event, SeriesEnd, SeriesStart
-from daemon.sources.cbor_reader import read_map
-from daemon.sources.dectris_v2_template import NotUsual, Template
+from daemon.sources.dectris.cbor_reader import read_map
+from daemon.sources.dectris.v2_template import NotUsual, Template
 from daemon.sources.fields import (
     LARGEST,
     MAX_IMAGES,

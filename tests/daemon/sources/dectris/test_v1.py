@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import zmq
 
-from daemon.sources import dectris_v2
 from daemon.sources.base import Arrival, Bad, Event, Idle, SeriesEnd, SeriesStart
-from daemon.sources.dectris_v1 import Config, open_source
-from daemon.sources.dectris_v1_sim import Options
-from daemon.sources.detector_sim import Report, Simulator
+from daemon.sources.dectris import v2 as dectris_v2
+from daemon.sources.dectris.v1 import Config, open_source
+from daemon.sources.dectris.v1_simulator import Options
+from daemon.sources.simulator import Report, Simulator
 from daemon.sources.zmq_reader import ZmqSource
 from grainwatch.config import ConfigError, convert
 from tests.wire import golden, golden_v1

@@ -15,9 +15,9 @@ import pytest
 import zmq
 
 from daemon.sources.base import Arrival, Bad, Event, Idle, SeriesEnd, SeriesStart
-from daemon.sources.dectris_v2 import Config, open_source
-from daemon.sources.dectris_v2_sim import Options
-from daemon.sources.detector_sim import Ahead, Report, Simulator, run_simulator
+from daemon.sources.dectris.v2 import Config, open_source
+from daemon.sources.dectris.v2_simulator import Options
+from daemon.sources.simulator import Ahead, Report, Simulator, run_simulator
 from daemon.sources.zmq_reader import ZmqSource
 from grainwatch.config import ConfigError, convert
 from tests.wire import golden

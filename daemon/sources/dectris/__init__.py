@@ -1,0 +1,1 @@
+"""DECTRIS detectors: Stream V1 and V2, and what simulates them."""
