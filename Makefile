@@ -95,6 +95,6 @@ $(RUN_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	@echo "installing grainwatch, what it needs and the tools of development into $(VENV) (a few minutes and 1.3 GB of disk the first time)"
+	@echo "installing grainwatch, what it needs and the tools of development into $(VENV) (a few minutes and 1.7 GB of disk the first time)"
 	@$(PIP) install -c constraints.txt -e '.[daemon,dev]'
 	@touch $@
