@@ -93,9 +93,9 @@ class Dispatcher:
         Future
             Has the earlier executor when its last batch is settled: whoever made it closes it then.
         """
-        self._next = _Post(executor)
         # Read before the thread can take the next one over.
         relieved = self._post.relieved
+        self._next = _Post(executor)
         self._wake.set()
         return relieved
 

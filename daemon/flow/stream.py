@@ -65,6 +65,7 @@ class Stream:
         self._latencies: deque[float] = deque(maxlen=LATENCIES)
         self._settled = 0
         self._marks: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+        self._marking = threading.Lock()  # health, STATUS line and `status` ask from threads of their own
 
     def start(self, source: Source) -> None:
         """Start to receive."""
@@ -160,11 +161,12 @@ class Stream:
 
     def _rate_hz(self) -> float:
         now = time.monotonic()
-        while len(self._marks) > 1 and self._marks[1][0] < now - RATE_S:
-            self._marks.popleft()
-        then, count = self._marks[0]
-        if now - self._marks[-1][0] > 0.5:
-            self._marks.append((now, self._settled))
+        with self._marking:
+            while len(self._marks) > 1 and self._marks[1][0] < now - RATE_S:
+                self._marks.popleft()
+            then, count = self._marks[0]
+            if now - self._marks[-1][0] > 0.5:
+                self._marks.append((now, self._settled))
         return (self._settled - count) / (now - then) if now - then > 0.2 else 0.0
 
     def _receive(self) -> None:

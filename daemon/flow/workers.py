@@ -196,14 +196,15 @@ class WorkersExecutor:
     def close(self) -> None:
         """Let what runs finish, for at most `CLOSE_S`; what does not fails. Stop the workers."""
         with self._lock:
-            if self._closing:
-                return
             if any(w.ready for w in self._workers):
-                self._lock.wait_for(self._is_calm, CLOSE_S)
+                self._lock.wait_for(lambda: self._closing or self._is_calm(), CLOSE_S)
+            if self._closing:  # by another thread, perhaps while this one waited
+                return
             self._closing = True
             self._lock.notify_all()
         self._wake()
-        self._thread.join()
+        if self._thread.is_alive():  # it may be closed before it was started
+            self._thread.join()
         close(self._wake_r)
         close(self._wake_w)
         self._ring.close()

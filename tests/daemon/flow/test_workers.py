@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -208,6 +209,30 @@ def test_a_worker_that_hangs_while_it_gets_ready_is_killed_and_not_for_ever(
     with pytest.raises(ConfigError, match=r"was not ready 0\.5 s after its start; killed"):
         workers.start()
     assert workers.pids() == []
+
+
+def test_workers_that_are_closed_before_they_start_do_not_start(tmp_path: Path) -> None:
+    workers = executor(tmp_path)
+    workers.close()
+    with pytest.raises(ConfigError, match="stopped before the workers were warm"):
+        workers.start()
+    assert workers.pids() == []
+
+
+def test_closing_from_two_threads_closes_once(two: WorkersExecutor) -> None:
+    hanging = two.submit("s", [frame(0, HANG)])  # both wait for it
+    closers = [threading.Thread(target=two.close) for _ in range(2)]
+    raised: list[threading.ExceptHookArgs] = []
+    threading.excepthook, hook = raised.append, threading.excepthook
+    try:
+        for closer in closers:
+            closer.start()
+        for closer in closers:
+            closer.join(30.0)
+    finally:
+        threading.excepthook = hook
+    assert raised == []
+    assert isinstance(hanging.result(0)[0], Failure)
 
 
 def test_a_stop_leaves_no_process_and_no_open_future(tmp_path: Path) -> None:
