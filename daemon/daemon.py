@@ -10,6 +10,7 @@ from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import msgspec
@@ -74,14 +75,19 @@ class Daemon:
         self._swap = threading.Lock()  # between a reload that comes to its end and a stop
         self._spare: Executor | None = None
         self._executors: list[Executor] = []
-        self._stop_asked = threading.Event()
-        self._hurry = threading.Event()
+        # Filled from a signal handler, which may interrupt whoever holds the lock of an Event.
+        self._stops_asked: SimpleQueue[None] = SimpleQueue()
         self._stopped = threading.Event()
         self._wake = threading.Event()
         self._announced: set[str] = set()
         self._earlier: dict[str, list[Path]] = {}
         self._undo = ExitStack()
         self.streams: dict[str, Stream] = {}
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the start is over: from here on a stop has something to drain."""
+        return self._report.state != "starting"
 
     @property
     def config(self) -> Config:
@@ -100,8 +106,8 @@ class Daemon:
         """
         with ExitStack() as undo:
             self._bring_up(undo)
+            self._report.state = "running"
             self._undo = undo.pop_all()
-        self._report.state = "running"
         names = ", ".join(f"{s.name} ({s.describe()})" for s in self.streams.values())
         log.info(
             "%s runs: streams %s; %d workers; control at %s",
@@ -249,9 +255,7 @@ class Daemon:
 
     def ask_stop(self) -> None:
         """Ask for an orderly stop; asked a second time, for a quick one. Safe in a signal handler."""
-        if self._stop_asked.is_set():
-            self._hurry.set()
-        self._stop_asked.set()
+        self._stops_asked.put(None)
 
     def ask_reload(self) -> Future[Reloaded]:
         """Ask for the configuration file to be read anew and taken over. Safe in a signal handler."""
@@ -280,7 +284,8 @@ class Daemon:
         int
             0; 1 after a fault that ended the daemon.
         """
-        while not self._stop_asked.wait(0.1):
+        while not self._stops_asked.qsize():
+            time.sleep(0.1)
             if self._dispatcher.broken:
                 break
             streams = self.streams.values()
@@ -319,7 +324,7 @@ class Daemon:
     def _drain(self, deadline: float) -> None:
         """Wait until what has been read has its end; drop the rest at the deadline."""
         streams = list(self.streams.values())
-        while time.monotonic() < deadline and not self._hurry.is_set() and not self._dispatcher.broken:
+        while time.monotonic() < deadline and self._stops_asked.qsize() < 2 and not self._dispatcher.broken:
             if all(s.join(0.0) for s in streams) and self._dispatcher.calm:
                 return
             time.sleep(0.02)

@@ -92,6 +92,7 @@ class Service:
         self._watchdog = Watchdog(span / 2)
         self._tick_s = min(TICK_S, span / 4)
         self._phase = "starting"
+        self._reloads = False
         self._until = 0.0
         self._doing = "starting"
         self._told = ""
@@ -134,11 +135,13 @@ class Service:
                 return
             self._daemon = daemon
             self._phase = "running"
+            self._reloads = False
             self._notifier.send(READY=1, STATUS=self._line())
 
     def reloading(self) -> None:
-        """A reload begins; `ready` ends it."""
+        """A reload begins; `ready` ends it. The manager waits for it as for a start."""
         with self._lock:
+            self._reloads = True
             now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
             self._notifier.send(RELOADING=1, MONOTONIC_USEC=now, STATUS=f"reloading; {self._line()}")
 
@@ -164,6 +167,8 @@ class Service:
         while not self._over.wait(self._tick_s):
             if self._phase == "running":
                 self._watch()
+                if self._reloads:
+                    self._notifier.send(EXTEND_TIMEOUT_USEC=round(1e6 * EXTENSION_S))
             elif time.monotonic() < self._until:
                 self._notifier.send(EXTEND_TIMEOUT_USEC=round(1e6 * EXTENSION_S))
                 if self._phase == "stopping" and self._pings:

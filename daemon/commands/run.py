@@ -55,10 +55,15 @@ def _run(path: Path, exit_when_done: bool, service: Service) -> None:
     from daemon.daemon import Daemon
 
     daemon = Daemon(configuration, partial(Configuration.read, absolute, str(path)), service)
-    # A start may take as long as kernels compile: a signal breaks it off and undoes it.
-    _on_signals(_break_off, daemon.ask_reload)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        # A start may take as long as kernels compile: a signal breaks it off and undoes it.
+        if not daemon.is_up:
+            raise SystemExit(0)
+        daemon.ask_stop()
+
+    _on_signals(stop, daemon.ask_reload)
     daemon.start()
-    _on_signals(lambda *_: daemon.ask_stop(), daemon.ask_reload)
     raise SystemExit(daemon.run(exit_when_done))
 
 
@@ -75,10 +80,6 @@ def _on_signals(stop: Handler, reload: Callable[[], object]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     signal.signal(signal.SIGHUP, hang_up)
-
-
-def _break_off(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(0)
 
 
 def enter_folder_of(config: Path) -> None:

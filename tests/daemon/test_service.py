@@ -68,6 +68,23 @@ def test_the_watchdog_is_served_when_it_is_asked_for(
         service.end()
 
 
+def test_a_reload_is_extended_like_a_start(tmp_path: Path) -> None:
+    with ServiceManager(tmp_path) as manager:
+        service = Service(Notifier(manager.address), 1.0)
+        service.begin(0.0)
+        service.ready(Still())
+        eventually(lambda: len(manager.having("WATCHDOG")) >= 3)
+        assert manager.having("EXTEND_TIMEOUT_USEC") == []
+        service.reloading()
+        eventually(lambda: len(manager.having("EXTEND_TIMEOUT_USEC")) >= 2)
+        service.ready(Still())
+        (*_, ready) = eventually(lambda: manager.having("READY", since=manager.having("RELOADING")[0].at))
+        eventually(lambda: len(manager.having("WATCHDOG", since=ready.at)) >= 4)
+        service.end()
+        # One may have been on its way.
+        assert len(manager.having("EXTEND_TIMEOUT_USEC", since=ready.at)) <= 1
+
+
 class Still:
     """A daemon that has nothing to do, and says something else each time."""
 

@@ -71,6 +71,19 @@ def test_ready_comes_when_all_is_warm_and_bound(tmp_path: Path, manager: Service
         assert daemon.stop() == 0
 
 
+def test_a_signal_at_the_moment_of_ready_is_a_stop_in_order(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys, pathlib; from daemon.service import Service; ready = Service.ready\n"
+        "Service.ready = lambda *a: (ready(*a), os.kill(os.getpid(), signal.SIGTERM))\n"
+        "from daemon.commands.run import run; run(pathlib.Path(sys.argv[1]))"
+    )
+    daemon = DaemonProcess(tmp_path)
+    command = [sys.executable, "-c", script, str(daemon.config_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=LONG_S)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"stopped after [\d.]+ s", done.stderr), done.stderr
+
+
 def test_a_start_that_fails_says_why_and_is_never_ready(tmp_path: Path, manager: ServiceManager) -> None:
     with under(manager, DaemonProcess(tmp_path, pipeline='broken = "config"')) as daemon:
         daemon.launch()
