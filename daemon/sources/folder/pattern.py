@@ -36,8 +36,8 @@ class Listing:
     """What a look at the folders found.
 
     `files` are those of the pattern that are not in the marks, or are there under another inode, as
-    (folder, entry); `ends` those whose name says that a series is over. `failed` are folders that could
-    not be read, with the error; `folders` such as have the name of a file.
+    (folder, entry); `ends` those whose name says that a series is over. `failed` are folders and links
+    that could not be read, with the error; `folders` such as have the name of a file.
     """
 
     files: list[tuple[str, os.DirEntry[str]]] = field(default_factory=list)
@@ -124,12 +124,17 @@ class FilePattern:
                     continue
                 matches = files_here and (file_part is _ANY or file_part.fullmatch(name) is not None)
                 deeper = self._below(name, at)
-                if matches and entry.is_file():
-                    listing.files.append((folder, entry))
-                elif deeper and entry.is_dir(follow_symlinks=not self._recurses(deeper)):
-                    below.append((entry.path, deeper))
-                elif matches and file_part is not _ANY and entry.is_dir():
-                    listing.folders.append(entry.path)
+                try:
+                    if matches and entry.is_file():
+                        listing.files.append((folder, entry))
+                    elif deeper and entry.is_dir(follow_symlinks=not self._recurses(deeper)):
+                        below.append((entry.path, deeper))
+                    elif matches and file_part is not _ANY and entry.is_dir():
+                        listing.folders.append(entry.path)
+                except OSError as error:
+                    if not entry.is_symlink():
+                        raise
+                    listing.failed[entry.path] = error  # it leads in a circle, or where nobody may look
         return below
 
     def _below(self, name: str, at: frozenset[int]) -> frozenset[int]:

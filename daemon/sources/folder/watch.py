@@ -158,7 +158,7 @@ class FolderWatch:
 
         Their state is in `pending`, `ends` (new files that say that a series is over: folder, path,
         mark), `renamed` (files that were taken under another name: path, mark), `away` (why nothing can
-        be read at present, "" if it can) and `failed` (folders).
+        be read at present, "" if it can) and `failed` (folders, links).
         """
         began = time.monotonic()
         try:
@@ -282,7 +282,7 @@ class FolderWatch:
         for folder, entry in listing.ends:
             self._look_at_end(folder, entry)
         for file in [f for f in self.pending.values() if f.look != self._looks]:
-            if not any(file.folder == f or file.folder.startswith(f + os.sep) for f in self.failed):
+            if not any(file.path == f or file.path.startswith(f + os.sep) for f in self.failed):
                 self.forget(file)
 
     def _look_at(self, folder: str, entry: os.DirEntry[str], now: float) -> None:
@@ -333,7 +333,9 @@ class FolderWatch:
         if old is None or found.st_mtime_ns % _SECOND_NS == 0:
             return False  # coarse times could also be those of another file with a number used again
         folder, name = os.path.split(old)
-        mark = self._done[folder][name]
+        mark = self._done.get(folder, {}).get(name)
+        if mark is None:
+            return False  # it is being read anew, after it had got another inode
         same = (mark.inode, mark.size, mark.mtime_ns) == (inode, found.st_size, found.st_mtime_ns)
         return same and not os.path.lexists(old)
 

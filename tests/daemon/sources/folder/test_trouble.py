@@ -296,6 +296,40 @@ def test_a_file_that_is_moved_after_it_was_read_is_not_another_one(data: Path, s
         assert run.numbers == []
 
 
+def test_an_inode_that_is_used_again_is_no_file_that_was_moved(data: Path) -> None:
+    a, kept, b = data / "a_0.tif", data / ".kept", data / "b_0.tif"
+    watch = FolderWatch(FilePattern(str(data), (".*",)), lambda folder, name: folder, 0.01, 0.0)
+    write_tif(a, 1)
+    os.utime(a, ns=(1, 1_000_000_001))
+    assert watch.look()
+    (file,) = watch.pending.values()
+    watch.finish(file)
+    os.link(a, kept)
+    copy = write_tif(data / ".copy", 1)
+    os.utime(copy, ns=(1, 1_000_000_001))
+    copy.rename(a)  # as a copying program does that keeps times
+    assert watch.look()
+    assert not watch.pending
+    write_tif(a, 2, (20, 20))
+    assert watch.look()
+    assert list(watch.pending) == [str(a)]
+    kept.rename(b)
+    assert watch.look()
+    assert sorted(watch.pending) == [str(a), str(b)]
+
+
+def test_a_link_that_leads_in_a_circle_harms_no_other_file(data: Path, state: Path) -> None:
+    (data / "a_7.tif").symlink_to(data / "a_7.tif")
+    with FolderRun(state, data / "*.tif") as run:
+        write_tif(data / "a_0.tif", 0)
+        run.frames(1)
+        assert f"{data}/a_7.tif cannot be read: too many levels of symbolic links" in run.source.problem
+        (data / "a_7.tif").unlink()
+        write_tif(data / "a_7.tif", 7)
+        assert run.frames(2) == [("a_#.tif", 0, 0), ("a_#.tif", 7, 7)]
+        run.until(lambda: run.source.problem == "")
+
+
 def test_a_file_that_changes_while_it_is_read(
     data: Path, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
