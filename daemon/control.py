@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,8 @@ MAX_LINE: Final = 64 * 1024
 MAX_CLIENTS: Final = 16
 #: A client that says nothing for so long is cut off, seconds.
 SILENCE_S: Final = 60.0
+#: Before the next client is tried when one could not be served, seconds.
+PAUSE_S: Final = 0.5
 
 Handler = Callable[[Mapping[str, Any]], dict[str, Any]]
 
@@ -71,8 +74,13 @@ class ControlServer:
         while not self._closed:
             try:
                 client, _ = self._socket.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if self._closed:
+                    return
+                # Too many open files, or a client that left: the next one may have more luck.
+                log.error("a control client cannot be served: %s", error)
+                time.sleep(PAUSE_S)
+                continue
             if not self._slots.acquire(blocking=False):
                 client.close()
                 continue

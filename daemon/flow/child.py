@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from multiprocessing.connection import Connection
 
 from daemon.flow.ring import Ring
@@ -44,7 +45,8 @@ class Child:
             theirs.close()
             os.close(lifeline_theirs)
         self.connection = Connection(ours.detach())
-        self.connection.send_bytes(pack(setup))
+        with suppress(OSError):  # it died at once, and the end of file on the connection will say so
+            self.connection.send_bytes(pack(setup))
 
     @property
     def pid(self) -> int:

@@ -400,6 +400,9 @@ class WorkersExecutor:
                 except OSError as error:
                     worker.start_at = now + BACKOFF_S[-1]
                     log.error("worker %d cannot be started: %s", worker.number, error)
+                    if worker.starts >= len(BACKOFF_S) and not self._started:
+                        self._fatal = self._fatal or f"worker {worker.number} cannot be started: {error}"
+                        self._lock.notify_all()
 
     def _kill_hung(self) -> None:
         now = time.monotonic()

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import stat
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from testkit.process import eventually
 
 from daemon.control import MAX_CLIENTS, ControlServer
 from grainwatch.commands.status import ask
@@ -94,6 +97,26 @@ def test_clients_do_not_wait_for_each_other_and_are_bounded(server: ControlServe
     for thread in threads:
         thread.join()
     assert len(answers) == 5
+
+
+def test_a_client_that_cannot_be_accepted_is_not_the_last(
+    server: ControlServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(20.0)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno() + 1, limit[1]))
+        try:
+            with ExitStack() as held:
+                with suppress(OSError):
+                    while True:
+                        held.enter_context(open(os.devnull))
+                client.connect(str(server.path))
+                eventually(lambda: "cannot be served: [Errno 24]" in caplog.text)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        client.sendall(b'{"command": "status"}\n')
+        assert json.loads(client.recv(1000)) == {"ok": True, "echo": None}
 
 
 def test_a_socket_of_a_dead_daemon_is_replaced_and_a_live_one_respected(tmp_path: Path) -> None:

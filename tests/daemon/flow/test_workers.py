@@ -201,6 +201,15 @@ def test_workers_that_die_before_they_are_warm_are_not_started_for_ever(tmp_path
     assert workers.pids() == []
 
 
+def test_workers_that_the_system_does_not_start_are_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemon.flow.workers.BACKOFF_S", (0.1, 0.1))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
+    with pytest.raises(ConfigError, match=r"worker 0 cannot be started: .*No such file"):
+        executor(tmp_path, workers=1).start()
+
+
 def test_a_worker_that_hangs_while_it_gets_ready_is_killed_and_not_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
