@@ -215,20 +215,21 @@ class FolderReader:
 
     def _not_read(self, file: WatchedFile, error: BadFrame | OSError) -> Iterator[Event]:
         """Have a file tried again, or give it up when patience is over."""
+        now = time.monotonic()
+        file.tries += 1
+        first, longest = RETRY_S
+        file.try_at = now + min(first * 2.0 ** min(file.tries, 10), longest)
         if is_away(error):
-            self._watch.say_away(error)
+            self._watch.say_away(
+                error
+            )  # if it is this file's place on the disk alone, others have their turn
             return
         if not os.path.lexists(file.path):
             self._watch.forget(file)
             return
-        now = time.monotonic()
         file.why = reason(error)
-        file.tries += 1
-        if now - file.changed < self._config.patience_s:
-            first, longest = RETRY_S
-            file.try_at = now + min(first * 2.0 ** min(file.tries, 10), longest)
-            return
-        yield from self._give_up(file)
+        if now - file.changed >= self._config.patience_s:
+            yield from self._give_up(file)
 
     def _give_up(self, file: WatchedFile) -> Iterator[Event]:
         """Fail the next image of a file: in its series if that is under way, else by itself.

@@ -522,6 +522,23 @@ def test_a_share_that_hangs_holds_up_nobody(data: Path, state: Path, monkeypatch
         assert [number for _, number, _ in run.frames(1)] == [0]
 
 
+def test_a_file_on_a_bad_place_of_the_disk_does_not_hold_up_the_others(
+    data: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: str, **options: Any) -> Iterator[Any]:
+        if path.endswith("a_0.tif"):
+            raise OSError(errno.EIO, "Input/output error", path)
+        yield from open_images(path, **options)
+
+    monkeypatch.setattr(daemon.sources.folder.reader, "open_images", broken)
+    for n in range(4):
+        write_tif(data / f"a_{n}.tif", n)
+    with FolderRun(state, data) as run:
+        run.frames(3)
+        assert run.numbers == [1, 2, 3]
+        run.until(lambda: "a_0.tif" in run.source.problem)
+
+
 def test_what_caused_an_error_says_whether_a_share_is_away() -> None:
     wrapped = BadFrame("no image")
     wrapped.__cause__ = OSError(errno.ESTALE, "stale")
