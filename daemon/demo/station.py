@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -87,6 +88,8 @@ class Process:
                 stdout=subprocess.PIPE if talks else errors,
                 stderr=errors,
                 text=True,
+                # Libraries leave things in the folder for temporary files; this one is removed.
+                env={**os.environ, "TMPDIR": str(log.parent)},
             )
 
     def check(self, *, may_be_over: bool = False) -> None:

@@ -14,7 +14,13 @@ import numpy.typing as npt
 from pipelines.engines.bundle import DESCRIPTION, Bundle, BundleError
 from pipelines.engines.cuda import Cuda
 from pipelines.engines.flavours import EngineError, Flavour
-from pipelines.engines.onnxruntime_engine import MODEL, SELF_TEST, one_line, read_self_test
+from pipelines.engines.onnxruntime_engine import (
+    MODEL,
+    SELF_TEST,
+    import_onnxruntime,
+    one_line,
+    read_self_test,
+)
 from pipelines.engines.plan_cache import ANY_GPU, PlanKey, write_plan
 from pipelines.engines.plans import Batch, Plan, build_plan
 from pipelines.engines.precision import in_precision
@@ -137,8 +143,7 @@ def _self_test(
 def _deviation(
     model: bytes, inputs: Mapping[str, npt.NDArray[Any]], answers: npt.NDArray[np.float32]
 ) -> float:
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3

@@ -7,7 +7,8 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 from zipfile import BadZipFile
 
 import numpy as np
@@ -21,6 +22,14 @@ MODEL = "model.onnx"
 SELF_TEST = "selftest.npz"
 
 _LONGEST = 300
+
+
+def import_onnxruntime() -> ModuleType:
+    """Import ONNX Runtime and have it report to nobody: its builds send usage to their maker otherwise."""
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()
+    return cast(ModuleType, onnxruntime)
 
 
 class OnnxEngine:
@@ -42,7 +51,7 @@ class OnnxEngine:
             else than the bundle says, or its answers are not those that the bundle was made with.
         """
         try:
-            import onnxruntime
+            onnxruntime = import_onnxruntime()
         except ImportError as error:
             raise BundleError(
                 f"{bundle.folder}: a bundle needs ONNX Runtime: pip install 'grainwatch[daemon]'"

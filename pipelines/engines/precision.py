@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.engines.flavours import EngineError
-from pipelines.engines.onnxruntime_engine import one_line
+from pipelines.engines.onnxruntime_engine import import_onnxruntime, one_line
 
 PRECISIONS: Final = ("fp32", "fp16", "int8")
 _CALIBRATION_ROWS: Final = 32
@@ -47,6 +47,7 @@ def in_precision(model: bytes, precision: str, calibration: Inputs | None = None
         return model
     if precision not in PRECISIONS:
         raise EngineError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+    import_onnxruntime()
     try:
         import onnx
     except ImportError as error:

@@ -60,7 +60,7 @@ def check(text: str, tmp_path: Path, materials: set[str]) -> None:
         ("nanowire", "laue-Si-residual+laue-GaN-residual"),
         ("scan", "laue-Cu-residual"),
     ):
-        assert f"({stream}: the work of {model} " in text
+        assert f"({stream}: what follows is the work of {model} " in text
     last = ACCOUNTS.findall(text)[-1]
     assert [int(n) for n in last] == [34, 34, 0, 0, 0, 0]
     assert "map 30 of 30 points" in text
