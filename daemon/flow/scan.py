@@ -54,6 +54,9 @@ class GridWalk:
             pairs = zip(position_um, by_number, step, strict=True)
             self._origin_um = tuple(p - i * s for p, i, s in pairs)
         offsets = zip(position_um, self._origin_um, step, strict=True)
-        index = tuple(round((p - o) / s) for p, o, s in offsets)
+        exact = [(p - o) / s for p, o, s in offsets]
+        if not all(map(math.isfinite, exact)):  # far beyond any stage: the difference overflows
+            return None
+        index = tuple(map(round, exact))
         inside = all(0 <= i < n for i, n in zip(index, self._scan.shape, strict=True))
         return index if inside else None

@@ -27,6 +27,7 @@ _HDF5: Final = "application/x-hdf5"
 _FOLDERS: Final = ("multipart/related;type=image/tiff", "multipart/related;type=application/x-npy")
 _DATASET: Final = "/entry/data/data"
 _MOST_PER_FILE: Final = 1_000_000
+_LONGEST: Final = 4000
 
 #: The number in the name of a file of a sequence: {:05d}, %05d, %6.6d.
 _NUMBER: Final = re.compile(r"\{:?(?P<new>0?[0-9]{0,2})d?\}|%(?P<wide>0?[0-9]{0,2})(\.(?P<old>[0-9]{1,2}))?d")
@@ -200,8 +201,8 @@ def text_of_any_length(document: Mapping[str, Any], key: str, where: str) -> str
         If it is missing or is none.
     """
     found = need(document, key, where)
-    if not isinstance(found, str):
-        raise BadFrame(f"{where}: {key}: expected text, got {shown(found)}")
+    if not isinstance(found, str) or len(found) > _LONGEST:
+        raise BadFrame(f"{where}: {key}: expected text of up to {_LONGEST} letters, got {shown(found)}")
     return found
 
 

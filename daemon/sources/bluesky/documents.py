@@ -18,7 +18,7 @@ from daemon.sources.base import Bad, Event
 from daemon.sources.bluesky.assets import Asset, asset, datum_number, mapping, stream_asset
 from daemon.sources.bluesky.framing import Document
 from daemon.sources.bluesky.paths import Places
-from daemon.sources.bluesky.run import Descriptor, Run, Span, joined_of
+from daemon.sources.bluesky.run import MOST_PER_EVENT, Descriptor, Run, Span, joined_of
 from daemon.sources.bluesky.scan import um_per
 from daemon.sources.fields import need, shown, text, whole
 from pipelines.frame import BadFrame
@@ -33,6 +33,8 @@ REMEMBERED: Final = 16
 MOST_KNOWN: Final = 100_000
 #: Events of one stream_datum.
 MOST_EVENTS: Final = 50_000
+#: Frames of one stream_datum, which may have to fail all at once.
+MOST_FRAMES: Final = 500_000
 
 _MID_RUN: Final = "(subscribed in mid-run, or documents were lost)"
 
@@ -102,6 +104,8 @@ class Documents:
             return self._take[document.name](document.body, now)
         except BadFrame as error:
             return [Bad(str(error))]
+        except RecursionError:
+            return [Bad(f"{document.name}: the document is nested too deeply")]
 
     def due(self, now: float, most: int) -> list[Event]:
         """Return frames whose file and position are there by now, and the ends of runs that have all.
@@ -214,7 +218,7 @@ class Documents:
             external.startswith("STREAM"),
             fields,
             tuple(um_per(_word(keys[f].get("units")) or self._rules.position_unit) for f in fields),
-            shape[0] if len(shape) == 3 and 0 < shape[0] <= 10_000 else 1,
+            shape[0] if len(shape) == 3 and 0 < shape[0] <= MOST_PER_EVENT else 1,
             pixel_type if isinstance(pixel_type, str) and pixel_type[1:] in _PIXEL_TYPES else "",
         )
         return []
@@ -336,6 +340,8 @@ class Documents:
             )
         if resource.data_key != descriptor.image:
             return []
+        if (stop - first) * descriptor.per_event > MOST_FRAMES:
+            raise BadFrame(f"stream_datum of more than {MOST_FRAMES} frames")
         if resource.asset is None:
             numbers = range(seq_num, seq_num + stop - first)
             return [bad for n in numbers for bad in run.fail(descriptor, n, resource.fault)]
@@ -442,13 +448,12 @@ def _range(body: Mapping[str, Any], key: str) -> tuple[int, int]:
 
 
 def _column(values: Any, where: str) -> Sequence[Any]:
-    if isinstance(values, np.ndarray) and values.ndim:
-        return list(values)
-    if not isinstance(values, list | tuple):
+    is_array = isinstance(values, np.ndarray) and values.ndim > 0
+    if not is_array and not isinstance(values, list | tuple):
         raise BadFrame(f"{where}: expected a list, got {shown(values)}")
     if len(values) > MOST_EVENTS:
         raise BadFrame(f"{where}: {len(values)} rows, the limit is {MOST_EVENTS}")
-    return values
+    return list(values) if is_array else values
 
 
 def _row(values: Any, row: int) -> Any:

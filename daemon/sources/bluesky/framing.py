@@ -156,6 +156,8 @@ def _msgpack(payload: memoryview) -> Mapping[Any, Any]:
         )
     except BadFrame:
         raise
+    except RecursionError as error:
+        raise BadFrame("msgpack is nested too deeply") from error
     except (ValueError, TypeError, OverflowError, MemoryError, msgpack.exceptions.UnpackException) as error:
         raise BadFrame(f"msgpack cannot be read: {_line(error)}") from error
     if not isinstance(found, dict):

@@ -6,6 +6,7 @@ as they are, for the workers to decompress; any other layout is read here.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -123,13 +124,17 @@ def need_file(path: Path) -> None:
     ------
     NotYet
         If it is not, or its share is not.
+    BadFrame
+        If it is no regular file: opening a pipe would wait for ever.
     """
     try:
-        path.stat()
+        mode = path.stat().st_mode
     except OSError as error:
         absent = isinstance(error, FileNotFoundError)
         said = "no such file" if absent else f"cannot be reached: {error.strerror}"
         raise NotYet(f"{path}: {said}") from error
+    if not stat.S_ISREG(mode):
+        raise BadFrame(f"{path}: is no regular file: not read")
 
 
 def first_line(error: Exception) -> str:

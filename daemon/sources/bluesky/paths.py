@@ -125,6 +125,8 @@ def check_hdf5(places: Places, file: Path, dataset: str) -> None:
     """
     own = Places(roots=(file.parent,)) if not places.roots else places
     for _ in range(_MOST_LINKS):
+        if file.exists() and not file.is_file():  # opening a pipe would wait for ever
+            raise BadFrame(f"{file}: is no regular file: not read")
         with h5py.File(file, "r", locking=False, swmr=_is_swmr(file)) as handle:
             onwards = _first_link(handle, dataset)
             if onwards is None:

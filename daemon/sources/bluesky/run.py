@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 MOST_WAITING: Final = 100_000
 #: How long to leave a file alone that was not ready, seconds.
 RETRY_S: Final = 0.2
+#: Images of one event.
+MOST_PER_EVENT: Final = 10_000
 MAX_METADATA_BYTES: Final = 32 * 1024
 _MOST_FRAMES: Final = 1_000_000_000
 
@@ -145,6 +147,8 @@ class Run:
         BadFrame
             If an event brings another number of images than those before.
         """
+        if per_event > MOST_PER_EVENT:
+            raise BadFrame(f"event with {per_event} images, the limit is {MOST_PER_EVENT}")
         if self.opened:
             if per_event != self._per_event:
                 raise BadFrame(f"event with {per_event} images, the run began with {self._per_event}")

@@ -154,7 +154,9 @@ class PlanWalk:
             abs(e - i) <= FARTHEST_STEPS for e, i in zip(exact, by_number, strict=True)
         ):
             return by_number
-        nearest = tuple(round(e) for e in exact)
+        if not all(map(math.isfinite, exact)):  # far beyond any stage: the difference overflows
+            return None
+        nearest = tuple(map(round, exact))
         return nearest if all(0 <= i < n for i, n in zip(nearest, grid.shape, strict=True)) else None
 
 
@@ -242,7 +244,7 @@ def _extents(value: Any, axes: int) -> list[tuple[float, float]]:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             return []
         first, last = number(pair[0]), number(pair[1])
-        if first is None or last is None:
+        if first is None or last is None or not math.isfinite(last - first):
             return []
         found.append((first, last))
     return found
