@@ -96,6 +96,9 @@ def _npy_image(path: Path, number: int) -> npt.NDArray[Any]:
         pixels = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise NotYet(f"{path}: cannot be read: {first_line(error)}") from error
+    if not isinstance(pixels, np.ndarray):  # an archive, whatever its name says
+        pixels.close()
+        raise BadFrame(f"{path}: is no npy file but an archive of several: not read")
     if pixels.ndim == 3 and number < len(pixels):
         pixels = pixels[number]
     if pixels.ndim != 2 or pixels.dtype.kind not in "uif":

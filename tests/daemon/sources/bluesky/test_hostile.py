@@ -11,6 +11,7 @@ import pytest
 
 from daemon.flow.scan import GridWalk
 from daemon.sources.base import Bad, SeriesStart
+from daemon.sources.bluesky.assets import FileSequence
 from daemon.sources.bluesky.documents import Documents, Rules
 from daemon.sources.bluesky.framing import Document, decode_message
 from daemon.sources.bluesky.hdf5 import Hdf5Stack, NotYet
@@ -93,3 +94,10 @@ def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
     with pytest.raises(BadFrame, match="no regular file") as caught:
         Hdf5Stack(Places(), pipe, "/entry/data/data").image(0)
     assert not isinstance(caught.value, NotYet)
+
+
+def test_an_archive_that_is_called_npy_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "a_0.npy").open("wb") as file:
+        np.savez(file, np.zeros((4, 4)))
+    with pytest.raises(BadFrame, match="archive"):
+        FileSequence(Places(), str(tmp_path / "a"), "_%d.npy").image(0)
