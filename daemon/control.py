@@ -52,7 +52,7 @@ class ControlServer:
         self.path = path
         self._commands = commands
         self._slots = threading.BoundedSemaphore(MAX_CLIENTS)
-        self._closed = False
+        self._closed = threading.Event()
         self._socket = _listen(path)
         self._thread = threading.Thread(target=self._accept, name="control", daemon=True)
 
@@ -62,7 +62,7 @@ class ControlServer:
 
     def close(self) -> None:
         """Stop and remove the socket."""
-        self._closed = True
+        self._closed.set()
         # Closing does not wake an accept in another thread; shutting down does.
         self._socket.shutdown(socket.SHUT_RDWR)
         if self._thread.ident is not None:
@@ -71,11 +71,11 @@ class ControlServer:
         self.path.unlink(missing_ok=True)
 
     def _accept(self) -> None:
-        while not self._closed:
+        while not self._closed.is_set():
             try:
                 client, _ = self._socket.accept()
             except OSError as error:
-                if self._closed:
+                if self._closed.is_set():
                     return
                 # Too many open files, or a client that left: the next one may have more luck.
                 log.error("a control client cannot be served: %s", error)
