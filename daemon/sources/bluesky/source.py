@@ -141,6 +141,7 @@ class BlueskySource:
         self._config = config
         self._name = stream
         self._closed = False
+        self._complained = False
         self._connected = False
         self._changed_at = time.monotonic()
         self.seen = 0
@@ -274,4 +275,11 @@ class BlueskySource:
         if document is None:
             return []
         self.seen += 1
-        return self._documents.take(document, time.monotonic())
+        try:
+            return self._documents.take(document, time.monotonic())
+        except Exception as error:
+            # Whatever a sender thinks of costs this document, not the stream, and one traceback, not a flood.
+            if not self._complained:
+                log.exception("a document cannot be used")
+            self._complained = True
+            return [Bad(f"a document cannot be used: {type(error).__name__}: {error}")]

@@ -72,6 +72,10 @@ class FilePattern:
         self._ignored = re.compile("|".join(map(translate, ignore)) or r"(?!)")
         self._end = re.compile(translate(end)) if end else None
 
+    def is_end(self, name: str) -> bool:
+        """Whether a file of this name says that a series is over."""
+        return self._end is not None and self._end.match(name) is not None
+
     def listing(self, marks: Marks) -> Listing:
         """Look into the folders.
 
@@ -117,7 +121,7 @@ class FilePattern:
                 mark = marks.get(name)
                 if mark is not None and mark.inode == entry.inode():
                     continue
-                if self._end is not None and self._end.match(name):
+                if self.is_end(name):
                     listing.ends.append((folder, entry))
                     continue
                 if self._ignored.match(name):

@@ -45,7 +45,7 @@ class FolderReader:
     def __init__(self, config: Config, context: SourceContext, journal: Journal) -> None:
         self._config = config
         self._journal = journal
-        pattern = FilePattern(config.path, config.ignore, config.end_file)
+        pattern = self._pattern = FilePattern(config.path, config.ignore, config.end_file)
         self._root = pattern.root
         self._rules = Rules(config, pattern.root)
         self._watch = FolderWatch(pattern, self._rules.key_of_name, config.poll_s, config.settle_s)
@@ -99,6 +99,8 @@ class FolderReader:
         """Take from the journal what an earlier run did."""
         images = self.book.resume()
         for path, mark in self._journal.files():
+            # A sign that an earlier run took still stands, as long as it lies there.
+            self._saw_end |= self._pattern.is_end(os.path.basename(path)) and os.path.exists(path)
             earlier = images.get(path, {})
             needed = [image for image, known in earlier.items() if known is not None]
             if needed:

@@ -363,6 +363,22 @@ def test_an_ended_series_stays_ended(data: Path, state: Path) -> None:
     assert last == [Exhausted()]
 
 
+def test_a_sign_of_the_end_that_was_taken_still_stands(data: Path, state: Path) -> None:
+    write_tif(data / "a_0.tif", 0)
+    (data / "END").touch()
+    for _ in range(2):
+        with FolderRun(state, data, once=True, end_file="END") as run:
+            run.to_the_end()
+            last = run.events
+    assert last == [Exhausted()]
+    (data / "END").unlink()
+    with FolderRun(state, data, once=True, end_file="END") as run:
+        run.for_a_while()
+        assert Exhausted() not in run.events
+        (data / "END").touch()
+        run.to_the_end()
+
+
 # Configuration.
 
 
