@@ -19,6 +19,7 @@ from testkit.process import DaemonProcess, eventually
 from testkit.soak import write_frames
 
 from daemon.sources.dectris.v2_simulator import Exposure, SeriesCoder, encode_exposure
+from grainwatch.messages import LaueResult
 from pipelines.images import encode_image
 from pipelines.results_files import read_results, results_files
 
@@ -142,8 +143,13 @@ def test_nothing_that_a_detector_says_stops_the_daemon(daemon: DaemonProcess, de
     assert [n for state, n, _ in said if state == "dropped"] == [0]
     assert [n for state, n, _ in said if state == "missing"] == [11, 13]
     assert sum(state == "failed" and n is None for state, n, _ in said) >= 7
-    results = [r for path in results_files(daemon.folder / "results") for r in read_results(path)]
-    assert counts["done"] == len(results)
+
+    def stored() -> list[LaueResult]:
+        return [r for path in results_files(daemon.folder / "results") for r in read_results(path)]
+
+    # A results file is flushed now and then, not with each result.
+    eventually(lambda: len(stored()) == counts["done"], timeout=20.0)
+    results = stored()
     crystals: dict[int, set[int]] = {}
     for r in results:
         crystals.setdefault(r.key.frame, set()).add(len(r.crystals))
