@@ -222,9 +222,9 @@ class FolderReader:
         first, longest = RETRY_S
         file.try_at = now + min(first * 2.0 ** min(file.tries, 10), longest)
         if is_away(error):
-            self._watch.say_away(
-                error
-            )  # if it is this file's place on the disk alone, others have their turn
+            # It may be this file's place on the disk alone: others have their turn, `status` names it on.
+            file.why = reason(error)
+            self._watch.say_away(error)
             return
         if not os.path.lexists(file.path):
             self._watch.forget(file)
