@@ -109,7 +109,9 @@ import ensurepip, os, sys, venv
 at_home = os.path.realpath(sys.executable).startswith(("/root/", "/home/"))
 print("good" if sys.version_info >= (3, 11) and (sys.argv[1] or not at_home) else "")'
     local candidate
-    for candidate in ${python:-python3.13 python3.12 python3.11 python3 /usr/bin/python3}; do
+    local candidates=(python3.13 python3.12 python3.11 python3 /usr/bin/python3)
+    [ -z "$python" ] || candidates=("$python")
+    for candidate in "${candidates[@]}"; do
         if [ "$("$candidate" -c "$check" "$root" 2>/dev/null || true)" = good ]; then
             command -v "$candidate"
             return

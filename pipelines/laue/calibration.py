@@ -20,6 +20,7 @@ from pipelines.laue.calibration_fit import (
     NAMES,
     PARAMETERS,
     WITH_DEPTH,
+    FittedDetector,
     Geometry,
     Prior,
     covariance_of,
@@ -139,7 +140,7 @@ class CalibrationSettings:
 
 
 @dataclass(frozen=True, eq=False)
-class CalibrationFit:
+class CalibrationFit(FittedDetector):
     """A calibration, how sure it is, and what it rests on.
 
     Attributes
@@ -190,26 +191,6 @@ class CalibrationFit:
     strain_sigma: FloatArray = field(repr=False)
     unstrained_probability: float
     rival_spots: int
-
-    @property
-    def mean_residual_px(self) -> float:
-        """Mean distance of the fitted spots to their computed positions."""
-        return float(np.mean(np.hypot(self.residual_px[:, 0], self.residual_px[:, 1])))
-
-    @property
-    def values(self) -> FloatArray:
-        """The five parameters in the order of `NAMES`, px from 0."""
-        return vector_of(self.calibration)
-
-    @property
-    def sigma(self) -> FloatArray:
-        """Their standard deviations, (5,)."""
-        return np.asarray(np.sqrt(np.diag(self.covariance)[:5]))
-
-    @property
-    def change(self) -> FloatArray:
-        """What they moved from the start, (5,)."""
-        return self.values - vector_of(self.start)
 
     def correlation(self) -> FloatArray:
         """Return the correlations of the calibration's five parameters, (5, 5)."""

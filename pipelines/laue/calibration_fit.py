@@ -81,6 +81,35 @@ def with_vector(calibration: Calibration, values: FloatArray) -> Calibration:
     return calibration.with_parameters(**{n: float(v) for n, v in zip(NAMES, values, strict=True)})
 
 
+class FittedDetector:
+    """What every fit says of the detector, from one frame or from many."""
+
+    calibration: Calibration
+    start: Calibration
+    covariance: FloatArray
+    residual_px: FloatArray
+
+    @property
+    def mean_residual_px(self) -> float:
+        """Mean distance of the fitted spots to their computed positions."""
+        return float(np.mean(np.hypot(self.residual_px[:, 0], self.residual_px[:, 1])))
+
+    @property
+    def values(self) -> FloatArray:
+        """The five parameters in the order of `NAMES`, px from 0."""
+        return vector_of(self.calibration)
+
+    @property
+    def sigma(self) -> FloatArray:
+        """Their standard deviations, (5,)."""
+        return np.asarray(np.sqrt(np.diag(self.covariance)[:5]))
+
+    @property
+    def change(self) -> FloatArray:
+        """What they moved from the start, (5,)."""
+        return self.values - vector_of(self.start)
+
+
 def projection_derivatives(calibration: Calibration) -> FloatArray:
     """Return ∂P/∂(dd, xcen, ycen, xbet, xgam), (5, 3, 3), per mm, px, px, deg, deg.
 

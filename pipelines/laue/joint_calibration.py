@@ -24,6 +24,7 @@ from pipelines.laue.calibration import (
 )
 from pipelines.laue.calibration_fit import (
     CORE_MEDIANS,
+    FittedDetector,
     Geometry,
     linearise,
     rotation_of,
@@ -72,7 +73,7 @@ class ReferenceFrame:
 
 
 @dataclass(frozen=True, eq=False)
-class JointFit:
+class JointFit(FittedDetector):
     """A calibration from several frames, how sure it is, and what it rests on.
 
     Attributes
@@ -117,26 +118,6 @@ class JointFit:
     shared: float
     agreement: float
     left_out: tuple[int, ...] = ()
-
-    @property
-    def mean_residual_px(self) -> float:
-        """Mean distance of the fitted spots to their computed positions."""
-        return float(np.mean(np.hypot(self.residual_px[:, 0], self.residual_px[:, 1])))
-
-    @property
-    def values(self) -> FloatArray:
-        """The five parameters in the order of `NAMES`, px from 0."""
-        return vector_of(self.calibration)
-
-    @property
-    def sigma(self) -> FloatArray:
-        """Their standard deviations, (5,)."""
-        return np.asarray(np.sqrt(np.diag(self.covariance)[:5]))
-
-    @property
-    def change(self) -> FloatArray:
-        """What they moved from the start, (5,)."""
-        return self.values - vector_of(self.start)
 
     @property
     def unchanged(self) -> float:
