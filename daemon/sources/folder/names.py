@@ -14,6 +14,8 @@ LARGEST_NUMBER: Final = 1 << 53
 
 _AXES: Final = ("x", "y", "z")
 _PACKED: Final = (".gz", ".bz2")
+#: What may say the kind of a file: .tif, .h5, .mar3450.
+_SUFFIX: Final = re.compile(r"\.[A-Za-z][A-Za-z0-9]*")
 _DIGITS: Final = re.compile(r"[0-9]+")
 _NUMBER_TEXT: Final = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 #: ESRF's headers list names beside values: `motor_mne` "x y", `motor_pos` "1.5 2".
@@ -115,8 +117,8 @@ def _suffix_length(name: str) -> int:
     if suffix.lower() in _PACKED:
         length = len(suffix)
         suffix = os.path.splitext(stem)[1]
-    # A detector that numbers its files image.0001 has no suffix.
-    return length if suffix[1:].isdigit() else length + len(suffix)
+    # A name that is numbered image.0001 or 2.5um_0001 has no suffix.
+    return length + len(suffix) if _SUFFIX.fullmatch(suffix) else length
 
 
 def printable(name: str) -> str:

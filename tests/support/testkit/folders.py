@@ -29,6 +29,11 @@ def write_tif(path: Path, value: int, shape: tuple[int, int] = SHAPE) -> Path:
     return path
 
 
+def tif(value: int, folder: Path, shape: tuple[int, int] = SHAPE) -> bytes:
+    """Return the bytes of a TIFF, for writers that break off."""
+    return write_tif(folder / "whole.tif", value, shape).read_bytes()
+
+
 class FolderRun:
     """One life of a source: what it says goes through a tracker into the ledger of `state`."""
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from daemon.sources.folder.names import (
@@ -27,11 +27,30 @@ SUFFIX = st.sampled_from([".tif", ".tif.gz", ".edf.bz2", ".mar3450", ".CBF", ".h
 
 @given(TEXT.filter(lambda t: not t[-1:].isdigit()), st.integers(0, 10**12), st.integers(1, 9), SUFFIX)
 def test_the_last_digits_are_the_number(prefix: str, number: int, width: int, suffix: str) -> None:
+    # Where nothing follows, ".h5" is a suffix and no number 5.
+    assume(suffix or not re.search(r"\.[A-Za-z][A-Za-z0-9]*$", prefix))
     name = f"{prefix}{number:0{width}d}{suffix}"
     assert Names().number(name) == number
 
 
+@pytest.mark.parametrize(
+    ("name", "number", "series"),
+    [
+        ("0._0000", 0, "0._#"),
+        ("wire_2.5um_0042", 42, "wire_2.5um_#"),
+        ("wire_2.5um_0042.tif", 42, "wire_2.5um_#.tif"),
+        ("image.0042", 42, "image.#"),
+        ("scan12.h5", 12, "scan#.h5"),
+        ("scan12.mar3450.gz", 12, "scan#.mar3450.gz"),
+    ],
+)
+def test_dots_in_a_name_and_digits_in_its_suffix(name: str, number: int, series: str) -> None:
+    assert Names().number(name) == number
+    assert Names().series(name, "name", "/data") == f"/data/{series}"
+
+
 @given(TEXT, st.integers(0, 999), st.integers(0, 999), SUFFIX)
+@example("0.", 0, 1, "")
 def test_a_series_is_the_same_for_all_its_numbers(prefix: str, one: int, other: int, suffix: str) -> None:
     names = [f"{prefix}_{n:04d}{suffix}" for n in (one, other)]
     keys = {Names().series(name, "name", "/data") for name in names}

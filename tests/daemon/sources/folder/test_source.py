@@ -18,18 +18,6 @@ from grainwatch.config import ConfigError, ScanTable, convert
 IMAGE = np.zeros((8, 9), np.uint16)
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    return tmp_path / "state"
-
-
 def edf(path: Path, n: int = 1, **header: str) -> None:
     image = fabio.edfimage.EdfImage(data=IMAGE, header=header)
     for k in range(1, n):
