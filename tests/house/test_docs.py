@@ -15,7 +15,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-import zmq
+from testkit.ports import free_ports
 
 from daemon.config_reference import meanings, reference, structs
 from grainwatch.messages import MESSAGES, Crystal
@@ -178,6 +178,7 @@ def run(script: str, folder: Path, timeout_s: float = 120.0) -> str:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(shell.pid, signal.SIGKILL)
+            shell.wait()
     text = log.read_text(encoding="utf-8", errors="replace")
     assert status == 0, text
     return text
@@ -187,10 +188,8 @@ def run(script: str, folder: Path, timeout_s: float = 120.0) -> str:
 def tour(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The first steps, run; the folder that they leave, and all that was printed."""
     folder = tmp_path_factory.mktemp("first-steps")
-    with zmq.Context() as context, context.socket(zmq.REP) as a, context.socket(zmq.REP) as b:
-        free = [a.bind_to_random_port("tcp://127.0.0.1"), b.bind_to_random_port("tcp://127.0.0.1")]
-    # A subscriber looks for missed messages one port above the results.
-    ports = dict(zip(PORTS, map(str, (free[0], free[1], free[1] + 1)), strict=True))
+    # In a row: a subscriber looks for missed messages one port above the results.
+    ports = dict(zip(PORTS, map(str, free_ports(3)), strict=True))
     return folder / "tour", run(script_of(FIRST_STEPS, ports), folder)
 
 
@@ -239,9 +238,7 @@ def test_watching_a_folder_as_written(tmp_path: Path) -> None:
 
 @pytest.mark.system
 def test_pushing_images_as_written(tmp_path: Path) -> None:
-    with zmq.Context() as context, context.socket(zmq.REP) as socket:
-        port = socket.bind_to_random_port("tcp://127.0.0.1")
-    printed = run(script_of(PUSH_IMAGES, {"31110": str(port)}), tmp_path)
+    printed = run(script_of(PUSH_IMAGES, {"31110": str(free_ports()[0])}), tmp_path)
     assert "push.toml: good" in printed
     assert "series 'scan7': 3 images taken" in printed
     assert "3 were there already" in printed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import struct
 import time
 from collections.abc import Iterator
@@ -87,11 +86,6 @@ def exposure_of(shape: tuple[int, int], blob: bytes, tag: int = 56500) -> Exposu
     return Exposure(shape, np.dtype("u2"), cbor2.dumps("data") + cbor2.dumps(data))
 
 
-def exceptions(path: Path) -> list[tuple[str, int | None, str]]:
-    with sqlite3.connect(path) as db:
-        return db.execute("SELECT state, first, reason FROM exceptions ORDER BY id").fetchall()
-
-
 def test_nothing_that_a_detector_says_stops_the_daemon(daemon: DaemonProcess, detector: Detector) -> None:
     good = good_frame(daemon.folder)
     right, blob = exposure(good), encode_image(good, "bslz4")
@@ -133,7 +127,7 @@ def test_nothing_that_a_detector_says_stops_the_daemon(daemon: DaemonProcess, de
     counts = daemon.counts()
     assert daemon.status()["status"]["state"] == "running"
     assert daemon.status()["status"]["worker_restarts"] == 0
-    said = exceptions(daemon.ledger)
+    said = daemon.exceptions()
     failed = {n: reason for state, n, reason in said if state == "failed" and n is not None}
     for frame, words in {
         3: "needs 524288 bytes", 4: "the limit is 100000000", 5: "256 x 300 uint16, the series began with",

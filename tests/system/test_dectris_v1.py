@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import subprocess
 import sys
 import time
@@ -117,11 +116,6 @@ def detector() -> Iterator[tuple[zmq.Socket[bytes], str]]:
         yield socket, f"tcp://127.0.0.1:{port}"
 
 
-def exceptions(path: Path) -> list[tuple[str, int | None, str]]:
-    with sqlite3.connect(path) as db:
-        return db.execute("SELECT state, first, reason FROM exceptions ORDER BY id").fetchall()
-
-
 def test_nothing_that_a_detector_says_stops_the_daemon(
     tmp_path: Path, detector: tuple[zmq.Socket[bytes], str]
 ) -> None:
@@ -172,7 +166,7 @@ def test_nothing_that_a_detector_says_stops_the_daemon(
         counts = eventually(lambda: not daemon.counts()["in_flight"] and daemon.counts())
         assert daemon.stop() == 0
         assert daemon.audit() == []
-    said = exceptions(daemon.ledger)
+    said = daemon.exceptions()
     failed = {n: reason for state, n, reason in said if state == "failed" and n is not None}
     for frame, words in {
         1: "message of 3 parts", 2: "is not JSON", 3: "declares 524288", 4: "the limit is 100000000",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,16 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from testkit.ports import free_address
 from testkit.process import DaemonProcess, environment, eventually
 from testkit.push import tiff
 
 pytestmark = pytest.mark.system
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 class Rig:
@@ -33,7 +27,7 @@ class Rig:
 
     def __init__(self, folder: Path, sleep_s: float, depth: int) -> None:
         folder.mkdir(exist_ok=True)
-        self.address = f"tcp://127.0.0.1:{free_port()}"
+        self.address = free_address()
         self.images = folder / "scan"
         self.images.mkdir()
         config = f"""

@@ -13,7 +13,7 @@ import matplotlib.image
 import numpy as np
 import numpy.typing as npt
 import pytest
-import zmq
+from testkit.ports import free_address, free_ports
 from testkit.process import eventually
 
 from pipelines.laue.crystal import load_material
@@ -56,21 +56,16 @@ def frames(folder: Path) -> tuple[list[str], npt.NDArray[np.float64]]:
     return files, orientations
 
 
-def free_port() -> int:
-    with zmq.Context() as context, context.socket(zmq.REP) as socket:
-        return socket.bind_to_random_port("tcp://127.0.0.1")
-
-
 def test_init_run_simulate_map(tmp_path: Path) -> None:
     files, orientations = frames(tmp_path)
     det, config, png = tmp_path / "lab.det", tmp_path / "grainwatch.toml", tmp_path / "map.png"
     write_det(det, DETECTOR, material="Cu")
-    address = f"tcp://127.0.0.1:{free_port()}"
+    address = free_address()
     options = ["--det", str(det), "--source", address, "--scan", "4x3", "--out", str(config)]
     subprocess.run([*COMMAND, "init", *options], check=True, timeout=60)
     text = config.read_text().replace("snake = false", "snake = true").replace("# step_um", "step_um")
     for port in ("31100", "31101"):
-        text = text.replace(f":{port}", f":{free_port()}")
+        text = text.replace(f":{port}", f":{free_ports()[0]}")
     config.write_text(re.sub(r"workers = \d+", "workers = 1", text))
     with (
         (tmp_path / "log.txt").open("wb") as log,

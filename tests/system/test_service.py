@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-import zmq
+from testkit.ports import free_address
 from testkit.process import DaemonProcess, environment, eventually
 from testkit.service_manager import ServiceManager
 
@@ -35,11 +35,6 @@ def manager(tmp_path: Path) -> Iterator[ServiceManager]:
 def under(manager: ServiceManager, daemon: DaemonProcess, watchdog_s: float | None = None) -> DaemonProcess:
     daemon.environment = manager.environment(watchdog_s)
     return daemon
-
-
-def free_address() -> str:
-    with zmq.Context() as context, context.socket(zmq.REP) as taken:
-        return f"tcp://127.0.0.1:{taken.bind_to_random_port('tcp://127.0.0.1')}"
 
 
 def connects(address: str) -> bool:
@@ -139,7 +134,8 @@ def hung(manager: ServiceManager, daemon: DaemonProcess, what: str) -> None:
     assert manager.having("WATCHDOG", since=since) == []
     assert manager.having("WATCHDOG")
     text = daemon.log_path.read_text()
-    assert set(re.findall(r"CRITICAL (.*) hangs, nothing", text)) == {what}
+    # What waits for it may hang next; it is said first what did.
+    assert re.findall(r"CRITICAL (.*) hangs, nothing", text)[0] == what
     eventually(lambda: manager.having("STATUS", f"{what}: hangs for"))
     assert what in daemon.status()["errors"]
     assert daemon.process is not None

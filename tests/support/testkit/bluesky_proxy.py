@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +12,7 @@ from typing import Any, Self
 
 from daemon.sources.base import Event, Idle, SeriesEnd
 from daemon.sources.bluesky.source import Config, open_source
+from testkit.ports import free_ports
 from testkit.process import environment, eventually
 
 _PROXY = """
@@ -24,12 +24,6 @@ proxy = Proxy("127.0.0.1:" + sys.argv[1], "127.0.0.1:" + sys.argv[2], out_curve=
 print("ready", flush=True)
 proxy.start()
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Listener:
@@ -85,7 +79,7 @@ class Beamline:
         keys: tuple[Path, ...] = (),
     ) -> None:
         self.folder = folder
-        self.ports = free_port(), free_port()
+        self.ports = free_ports(2)
         self.address = f"tcp://127.0.0.1:{self.ports[1]}"
         self._keys = keys
         self._serializer = serializer

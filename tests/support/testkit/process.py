@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Self
 
@@ -166,6 +168,11 @@ path = "{self.results_path}"
         assert self.process is not None
         self.process.terminate()
         return self.process.wait(timeout)
+
+    def exceptions(self) -> list[tuple[str, int | None, str]]:
+        """Return state, frame and reason of all that the ledger's file tells one by one, series by series."""
+        with closing(sqlite3.connect(self.ledger)) as db:
+            return db.execute("SELECT state, first, reason FROM exceptions ORDER BY account, id").fetchall()
 
     def audit(self) -> list[str]:
         """Return what does not balance in the ledger's file."""

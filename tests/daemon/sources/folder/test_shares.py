@@ -98,7 +98,7 @@ def test_a_share_that_breaks_off_while_it_is_read(
     monkeypatch.setattr(daemon.sources.folder.reader, "open_images", read)
     write_tif(data / "a_0.tif", 0)
     with FolderRun(state, data, patience_s=0.2) as run:
-        run.until(lambda: "does not answer" in run.source.problem)
+        run.until(lambda: f"{data}/a_0.tif" in run.source.problem)
         run.for_a_while(0.6)
         assert run.bad == []
         broken.clear()
