@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
@@ -41,6 +42,8 @@ def truth_dir() -> Path:
 def pytest_configure() -> None:
     """Refuse a wrong GRAINWATCH_DATA before any test has run."""
     data_dir()
+    # A suite that was started in the background ignores Ctrl-C, and so would the processes of its tests.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
