@@ -19,6 +19,8 @@ from grainwatch.config import (
     Config,
     DaemonTable,
     EdgeTable,
+    EnginesTable,
+    ModelsTable,
     RingTable,
     ScanTable,
     StreamTable,
@@ -38,6 +40,8 @@ it. An unknown key, a wrong type or a value that cannot be used is an error that
 |---|---|
 | `[daemon]` | who the daemon is and where it keeps things |
 | `[ring]` | shared memory between the daemon and its workers |
+| `[engines]` | what runs the networks of model bundles |
+| `[models]` | how models are exchanged while the daemon runs |
 | `[streams.NAME]` | one detector and what is done with its frames; as many as there are detectors |
 | `[sinks.NAME]` | one output; NAME is its type, unless the table has a key `type` |
 
@@ -55,6 +59,8 @@ def reference() -> str:
         _INTRODUCTION,
         _section("`[daemon]`", DaemonTable),
         _section("`[ring]`", RingTable),
+        _section("`[engines]`", EnginesTable),
+        _section("`[models]`", ModelsTable),
         _section("`[streams.NAME]`", StreamTable),
         _section("`[streams.NAME.intake]`, and `edge` of a sink", EdgeTable),
         _section("`[streams.NAME.scan]`", ScanTable),
@@ -76,7 +82,16 @@ def plugins(group: str) -> dict[str, type[Table]]:
 
 def structs() -> list[type[Table]]:
     """Return every struct that a table of the configuration is checked against."""
-    own: list[type[Table]] = [Config, DaemonTable, RingTable, StreamTable, EdgeTable, ScanTable]
+    own: list[type[Table]] = [
+        Config,
+        DaemonTable,
+        RingTable,
+        EnginesTable,
+        ModelsTable,
+        StreamTable,
+        EdgeTable,
+        ScanTable,
+    ]
     of_plugins = [s for group in ("sources", "pipelines", "sinks") for s in plugins(group).values()]
     return own + of_plugins + [inner for s in of_plugins for inner in _tables_in(s).values()]
 

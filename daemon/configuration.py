@@ -95,7 +95,7 @@ def changed_keys(old: Config, new: Config, where: str) -> list[str]:
 
 def _is_live(path: _Path) -> bool:
     match path:
-        case ("ring", *_):
+        case ("ring" | "engines" | "models", *_):
             return True
         case ("daemon", key):
             return key in LIVE_OF_DAEMON

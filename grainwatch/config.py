@@ -92,6 +92,44 @@ class RingTable(Table, frozen=True, kw_only=True):
     slot_bytes: int = 32 * 1024 * 1024
 
 
+class EnginesTable(Table, frozen=True, kw_only=True):
+    """``[engines]``: what runs the networks of model bundles.
+
+    Attributes
+    ----------
+    backend : str
+        "auto" takes the best that works here: TensorRT on a GPU (tensorrt, else tensorrt-rtx), ONNX
+        Runtime on a GPU, ONNX Runtime on the CPU. Any other is taken or the start refused.
+    precision : str
+        "auto" takes what the bundle was found to be best with; any other is used where the answers
+        stay within what the bundle allows.
+    """
+
+    backend: Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime", "openvino"] = (
+        "auto"
+    )
+    precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = "auto"
+
+
+class ModelsTable(Table, frozen=True, kw_only=True):
+    """``[models]``: how models are exchanged while the daemon runs.
+
+    Attributes
+    ----------
+    probation_frames : int
+        A new model has to serve so many frames before the old one is let go; an error meanwhile puts
+        the old one back.
+    shadow_share : float
+        Part of the frames that a model in the shadow computes too.
+    shadow_kept : int
+        Comparisons kept of each model in the shadow, the latest.
+    """
+
+    probation_frames: int = 50
+    shadow_share: float = 0.1
+    shadow_kept: int = 5000
+
+
 Policy = Literal["block", "drop-oldest", "drop-newest", "decimate"]
 
 
@@ -172,6 +210,8 @@ class Config(Table, frozen=True, kw_only=True):
     streams: dict[str, StreamTable]
     daemon: DaemonTable = DaemonTable()
     ring: RingTable = RingTable()
+    engines: EnginesTable = EnginesTable()
+    models: ModelsTable = ModelsTable()
     sinks: dict[str, dict[str, Any]] = {}
 
 
@@ -325,6 +365,9 @@ def _check_values(config: Config, where: str) -> None:
         (config.daemon.stop_timeout_s >= 0, "daemon.stop_timeout_s: expected 0 or more"),
         (config.daemon.ledger_days > 0, "daemon.ledger_days: expected more than 0"),
         (config.daemon.quarantine >= 0, "daemon.quarantine: expected 0 or more"),
+        (config.models.probation_frames >= 0, "models.probation_frames: expected 0 or more"),
+        (0 <= config.models.shadow_share <= 1, "models.shadow_share: expected 0 to 1"),
+        (config.models.shadow_kept >= 1, "models.shadow_kept: expected 1 or more"),
         (config.ring.slots >= 2, "ring.slots: expected 2 or more"),
         (config.ring.slot_bytes >= 4096, "ring.slot_bytes: expected 4096 or more"),
         (bool(config.streams), "streams: expected at least one [streams.NAME] table"),

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from grainwatch.config import ScanTable
+from grainwatch.config import EnginesTable, ScanTable
 from grainwatch.messages import AnyMessage, FrameKey, LaueResult
 
 
@@ -91,10 +91,22 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a frame could not be analysed, in words for an operator."""
+    """Why a frame could not be analysed, in words for an operator.
+
+    `fault` says that not the frame is to blame but what computed it: a defect, or a worker that died.
+    """
 
     key: FrameKey
     reason: str
+    fault: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model bundle as it was chosen: its folder and the sha256 of its manifest ("" for any)."""
+
+    folder: str
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +114,8 @@ class StreamContext:
     """What a pipeline may know of the stream it serves.
 
     `scan` is that of the configuration; an aggregator is given that of its series, which the
-    instrument may have brought.
+    instrument may have brought. `models` says which bundle a name means: names that are not in it mean
+    what `pipelines.engines.shipped.find_bundle` finds. `engines` says what runs them.
 
     A pipeline module has a ``Config`` struct and ``build(config, context) -> Pipeline``; it
     registers under ``grainwatch.pipelines``. It may also have
@@ -113,6 +126,8 @@ class StreamContext:
     stream: str
     config_hash: str = ""
     scan: ScanTable | None = None
+    models: Mapping[str, ModelRef] = field(default_factory=dict)
+    engines: EnginesTable = field(default_factory=EnginesTable)
 
 
 class Aggregator(Protocol):
