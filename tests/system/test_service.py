@@ -140,7 +140,8 @@ def hung(manager: ServiceManager, daemon: DaemonProcess, what: str) -> None:
     assert what in daemon.status()["errors"]
     assert daemon.process is not None
     daemon.process.send_signal(signal.SIGABRT)
-    assert daemon.process.wait(LONG_S) == -signal.SIGABRT
+    # Python writes down where the threads are while they run on, and may trip over one of them.
+    assert daemon.process.wait(LONG_S) in (-signal.SIGABRT, -signal.SIGSEGV)
     assert "most recent call first" in daemon.log_path.read_text()
 
 
