@@ -20,9 +20,9 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from daemon.sources.base import Arrival, Bad, Event, SeriesEnd, SeriesStart
-from daemon.sources.dectris.json_parts import Part, appendix, json_object
 from daemon.sources.dectris.v1_header import HEADER, PIXEL_TYPES, Date, Header, array_shape, pixel_type
 from daemon.sources.fields import LARGEST, need, position_um, shown, whole
+from daemon.sources.json_parts import Part, appendix, json_object
 from pipelines.frame import BadFrame
 from pipelines.images import MAX_IMAGE_BYTES, EncodedImage
 

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import numpy.typing as npt
 
-from daemon.sources.dectris.json_parts import Part, appendix, json_object, plain
 from daemon.sources.fields import MAX_IMAGES, MAX_METADATA_BYTES, need, shown, whole
+from daemon.sources.json_parts import Part, appendix, json_object, plain
 from pipelines.frame import BadFrame
 from pipelines.images import EncodedImage
 
