@@ -1,0 +1,1 @@
+"""EPICS areaDetector: what its ZeroMQ plug-in publishes, and what plays the plug-in."""
