@@ -16,22 +16,22 @@ from typing import Any, TypeVar
 import msgspec
 import zmq
 
+from daemon.changes import Answer, ChangeRefused, Changes
 from daemon.configuration import Configuration, changed_keys, keep_text
 from daemon.control import SOCKET_NAME, ControlServer
+from daemon.executors import Executors
 from daemon.flow.aggregation import Aggregation
 from daemon.flow.dispatcher import Dispatcher
-from daemon.flow.executor import Executor
 from daemon.flow.ledger import Ledger, Series
-from daemon.flow.local import LocalExecutor
 from daemon.flow.lock import StateLock, make_folder
 from daemon.flow.outbox import Outbox, SinkRunner
 from daemon.flow.plugins import Plugin, open_source, sink_plugins, source_plugin
-from daemon.flow.quarantine import Quarantine
 from daemon.flow.series import SeriesTracker
 from daemon.flow.stream import Stream
 from daemon.flow.watching import Watching
-from daemon.flow.workers import WorkersExecutor
-from daemon.reload import Reloaded, Reloader, ReloadRefused
+from daemon.models.at_work import AtWork
+from daemon.models.exchange import ModelExchange
+from daemon.models.registry import Registry
 from daemon.report import Report
 from daemon.service import Service
 from daemon.sinks.base import SeriesClosed, SeriesOpened, SinkContext
@@ -71,10 +71,9 @@ class Daemon:
         self._where = configuration.where
         self._state_dir = Path(self.config.daemon.state_dir).absolute()
         self._report = Report(self.config.daemon.name, service)
-        self._reloader = Reloader(self._reload)
-        self._swap = threading.Lock()  # between a reload that comes to its end and a stop
-        self._spare: Executor | None = None
-        self._executors: list[Executor] = []
+        self._changes = Changes(self._reload)
+        self._executors = Executors(self._state_dir)
+        self._registry = Registry(self._state_dir)
         # Filled from a signal handler, which may interrupt whoever holds the lock of an Event.
         self._stops_asked: SimpleQueue[None] = SimpleQueue()
         self._stopped = threading.Event()
@@ -117,7 +116,7 @@ class Daemon:
             self._control.path,
         )
         self._service.ready(self)
-        self._reloader.start()
+        self._changes.start()
 
     def _bring_up(self, undo: ExitStack) -> None:
         config = self.config
@@ -126,6 +125,7 @@ class Daemon:
         undo.callback(StateLock(self._state_dir).release)
         self._ledger = Ledger(self._state_dir / "ledger.sqlite", config.daemon.ledger_days)
         undo.callback(self._ledger.close)
+        undo.callback(self._registry.close)
         # Plug-ins may take long to load and pipelines to warm: `status` says meanwhile that it starts.
         self._control = ControlServer(
             Path(config.daemon.runtime_dir) / SOCKET_NAME,
@@ -134,6 +134,7 @@ class Daemon:
                 "stop": self._answer_stop,
                 "series": self._answer_series,
                 "reload": self._answer_reload,
+                "models": self._answer_models,
             },
         )
         undo.callback(self._control.close)
@@ -141,6 +142,7 @@ class Daemon:
 
         sources = {n: source_plugin(n, t, self._where) for n, t in config.streams.items()}
         pipelines = self._configuration.pipelines()
+        at_work = AtWork.of(self._configuration, self._registry)
         sinks = sink_plugins(config, self._where)
         open_before = self._recover()
         self._ledger.start()
@@ -152,9 +154,11 @@ class Daemon:
         warming = f"warming the pipelines in {_places(config.daemon.workers)}"
         log.info("%s", warming)
         self._service.doing(warming)
-        undo.callback(self._close_executors)
-        executor = self._make_executor(self._configuration)
-        executor.start()
+        undo.callback(self._executors.close_all)
+        executor = self._executors.make(self._configuration, at_work.models)
+        self._executors.warm(executor)
+        for line in executor.engines:
+            log.info("%s", line)
 
         for name, plugin in pipelines.items():
             tracker = SeriesTracker(
@@ -171,7 +175,14 @@ class Daemon:
         self._dispatcher = Dispatcher(
             self.streams, executor, self._outbox, self._ledger, self._announce_closed, self._wake
         )
-        self._report.of(self.streams, self._dispatcher, self._outbox, self._ledger)
+        self._models = ModelExchange(
+            config.daemon.name, self._registry, self._executors, self._changes, self._dispatcher, at_work
+        )
+        undo.callback(self._models.close)
+        self._models.adopt(at_work)
+        self._report.of(
+            self.streams, self._dispatcher, self._outbox, self._ledger, self._executors, self._models
+        )
         opened: dict[str, Source] = {}
         with ExitStack() as close_sources:
             for name, source in sources.items():
@@ -236,30 +247,15 @@ class Daemon:
             config_hash=configuration.config_hash,
         )
 
-    def _make_executor(self, configuration: Configuration) -> Executor:
-        config = configuration.config
-        executor: Executor
-        if config.daemon.workers == 0:
-            executor = LocalExecutor(config, configuration.config_hash, self._where)
-        else:
-            quarantine = Quarantine(self._state_dir / "quarantine", config.daemon.quarantine)
-            executor = WorkersExecutor(config, configuration.raw, self._where, quarantine)
-        self._executors.append(executor)
-        return executor
-
-    def _close_executors(self) -> None:
-        for executor in list(self._executors):
-            executor.close()
-
     # Running.
 
     def ask_stop(self) -> None:
         """Ask for an orderly stop; asked a second time, for a quick one. Safe in a signal handler."""
         self._stops_asked.put(None)
 
-    def ask_reload(self) -> Future[Reloaded]:
+    def ask_reload(self) -> Future[Answer]:
         """Ask for the configuration file to be read anew and taken over. Safe in a signal handler."""
-        return self._reloader.ask()
+        return self._changes.ask_reload()
 
     def parts(self) -> list[Part]:
         """Return what could hang. Takes no lock."""
@@ -304,7 +300,8 @@ class Daemon:
         self._report.state = "draining"
         begin = time.monotonic()
         self._service.stopping(self.config.daemon.stop_timeout_s + 4 * FLUSH_S)
-        self._break_off_reload()
+        self._executors.break_off()
+        self._changes.stop(FLUSH_S)
         for stream in self.streams.values():
             stream.stop()
         self._drain(begin + self.config.daemon.stop_timeout_s)
@@ -331,7 +328,7 @@ class Daemon:
         log.warning("what has not been computed by now is dropped")
         self._drop_waiting()
         self._outbox.unblock()
-        self._close_executors()
+        self._executors.close_all()
         for stream in streams:
             if not stream.join(1.0):
                 log.error("%s: the source does not stop", stream.name)
@@ -344,8 +341,8 @@ class Daemon:
 
     # Another configuration.
 
-    def _reload(self) -> Reloaded:
-        """Take over what the file holds now. Runs in the reloader's thread."""
+    def _reload(self) -> Answer:
+        """Take over what the file holds now. Runs in the thread of changes."""
         log.info("reloading %s", self._where)
         begin = time.monotonic()
         self._service.reloading()
@@ -355,7 +352,7 @@ class Daemon:
             known = isinstance(error, ConfigError)
             self._report.refused = str(error) if known else f"{type(error).__name__}: {error}"
             log.log(logging.ERROR, "reload refused: %s", self._report.refused, exc_info=not known)
-            raise ReloadRefused(f"reload refused: {self._report.refused}") from error
+            raise ChangeRefused(f"reload refused: {self._report.refused}") from error
         finally:
             self._service.ready(self)
         self._report.refused = ""
@@ -371,39 +368,21 @@ class Daemon:
         changed = changed_keys(self.config, fresh.config, self._where)
         pipelines = fresh.pipelines()
         watching = {name: Watching(name, plugin.watch()) for name, plugin in pipelines.items()}
-        self._spare = executor = self._make_executor(fresh)
-        try:
-            executor.start()
-            with self._swap:
-                if self._report.state != "running":
-                    raise ReloadRefused("the daemon stops")
-                earlier = self._dispatcher.executor
-                relieved = self._dispatcher.switch(executor)
-                self._spare = None
-        except Exception:
-            self._spare = None
-            executor.close()
-            self._executors.remove(executor)
-            raise
+        at_work = AtWork.of(fresh, self._registry)
+        executor = self._executors.make(fresh, at_work.models)
+        self._executors.warm(executor)
+        switched = self._executors.put_in_place(executor, self._dispatcher)
         for name, stream in self.streams.items():
             stream.adopt(pipelines[name], fresh.config.streams[name].intake, watching[name])
         self._configuration = fresh
         self._outbox.reconfigure(self._sink_context(fresh))
         keep_text(fresh, self._state_dir)
-        while not relieved.done() and self._report.state == "running" and not self._dispatcher.broken:
-            wait([relieved], 0.2)
-        self._report.restarts += earlier.status().restarts
-        if relieved.done():
-            earlier.close()
-            self._executors.remove(earlier)
+        self._models.adopt(at_work)
+        while not switched.done() and self._report.state == "running" and not self._dispatcher.broken:
+            wait([switched], 0.2)
+        if switched.done():
+            self._executors.close(switched.result().executor)
         return changed
-
-    def _break_off_reload(self) -> None:
-        with self._swap:  # `_report.state` has been set: from here on none comes to its end
-            spare = self._spare
-        if spare is not None:
-            spare.close()
-        self._reloader.stop(FLUSH_S)
 
     # What the outside hears.
 
@@ -435,6 +414,11 @@ class Daemon:
 
     def _answer_reload(self, request: Mapping[str, Any]) -> dict[str, Any]:
         return {"reload": self.ask_reload().result()}
+
+    def _answer_models(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        if self._report.state != "running":
+            raise ValueError(f"the daemon is {self._report.state}: models are exchanged while it runs")
+        return self._models.answer(request)
 
     def _answer_series(self, request: Mapping[str, Any]) -> dict[str, Any]:
         limit = request.get("limit", 20)

@@ -8,10 +8,12 @@ from typing import Any
 
 import msgspec
 
+from daemon.executors import Executors
 from daemon.flow.dispatcher import Dispatcher
 from daemon.flow.ledger import Ledger
 from daemon.flow.outbox import Outbox
 from daemon.flow.stream import Stream
+from daemon.models.exchange import ModelExchange
 from daemon.service import Service
 from grainwatch import __version__
 from grainwatch.messages import Health
@@ -24,8 +26,6 @@ class Report:
     ----------
     state : str
         "starting", "running", "draining".
-    restarts : int
-        Workers that died in executors that are no more.
     refused : str
         Why the last reload was refused, "" when it was not.
     """
@@ -33,19 +33,26 @@ class Report:
     def __init__(self, name: str, service: Service) -> None:
         self.name = name
         self.state = "starting"
-        self.restarts = 0
         self.refused = ""
         self._service = service
         self._started = time.monotonic()
 
     def of(
-        self, streams: Mapping[str, Stream], dispatcher: Dispatcher, outbox: Outbox, ledger: Ledger
+        self,
+        streams: Mapping[str, Stream],
+        dispatcher: Dispatcher,
+        outbox: Outbox,
+        ledger: Ledger,
+        executors: Executors,
+        models: ModelExchange,
     ) -> None:
         """Take the parts, when they are there."""
         self._streams = streams
         self._dispatcher = dispatcher
         self._outbox = outbox
         self._ledger = ledger
+        self._executors = executors
+        self._models = models
 
     def health(self) -> Health:
         """Return the state of the daemon."""
@@ -62,7 +69,7 @@ class Report:
             state="fault" if sick and self.state == "running" else self.state,
             uptime_s=time.monotonic() - self._started,
             workers=executor.alive,
-            worker_restarts=self.restarts + executor.restarts,
+            worker_restarts=self._executors.restarts + executor.restarts,
             streams=tuple(s.health() for s in streams),
             edges=tuple(edges),
         )
@@ -74,6 +81,8 @@ class Report:
         return {
             "status": msgspec.to_builtins(self.health()),
             "sources": {s.name: s.describe() for s in self._streams.values()},
+            "models": self._models.status(),
+            "engines": list(self._dispatcher.executor.engines),
             "errors": self._errors(),
             "unbalanced": self._ledger.balance(),
         }
@@ -96,6 +105,7 @@ class Report:
             errors["ledger"] = self._ledger.fault
         if self._dispatcher.broken:
             errors["dispatcher"] = self._dispatcher.broken
+        errors |= {f"model {p.partition(' ')[0]}": p.partition(" ")[2] for p in self._models.problems}
         if self.refused:
             errors["reload"] = f"reload refused: {self.refused}"
         errors |= {name: f"hangs for {seconds:.0f} s" for name, seconds in self._service.hung.items()}

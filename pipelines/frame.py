@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -119,8 +119,8 @@ class StreamContext:
 
     A pipeline module has a ``Config`` struct and ``build(config, context) -> Pipeline``; it
     registers under ``grainwatch.pipelines``. It may also have
-    ``aggregator(config, context, series_uid) -> Aggregator | None`` and
-    ``watch(config, context) -> Watch | None``.
+    ``aggregator(config, context, series_uid) -> Aggregator | None``,
+    ``watch(config, context) -> Watch | None`` and ``comparer(config, context) -> Comparer``.
     """
 
     stream: str
@@ -128,6 +128,18 @@ class StreamContext:
     scan: ScanTable | None = None
     models: Mapping[str, ModelRef] = field(default_factory=dict)
     engines: EnginesTable = field(default_factory=EnginesTable)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far two results of one frame say the same: whether they do, and by how much in figures."""
+
+    agree: bool
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+#: Compares the result of a model at work with that of a model in the shadow.
+Comparer: TypeAlias = Callable[[AnyMessage, AnyMessage], Agreement]
 
 
 class Aggregator(Protocol):

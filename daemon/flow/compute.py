@@ -27,11 +27,11 @@ def compute(pipeline: Pipeline, frames: Sequence[Frame]) -> list[Outcome]:
     except Exception as error:
         log.exception("the pipeline raised on frame %s", ", ".join(str(f.key.frame) for f in frames))
         if len(frames) == 1:
-            return [Failure(frames[0].key, f"pipeline error: {type(error).__name__}: {error}")]
+            return [Failure(frames[0].key, f"pipeline error: {type(error).__name__}: {error}", fault=True)]
         return [outcome for frame in frames for outcome in compute(pipeline, [frame])]
     if len(outcomes) != len(frames):
         reason = f"pipeline error: {len(outcomes)} outcomes for {len(frames)} frames"
-        return [Failure(f.key, reason) for f in frames]
+        return [Failure(f.key, reason, fault=True) for f in frames]
     each_ms = (time.perf_counter() - begin) * 1e3 / max(1, len(frames))
     return [
         msgspec.structs.replace(o, compute_ms=each_ms)

@@ -41,6 +41,11 @@ class Executor(Protocol):
         ...
 
     @property
+    def engines(self) -> tuple[str, ...]:
+        """What runs the networks of its models, a line each; another line when it has to help itself."""
+        ...
+
+    @property
     def patience_s(self) -> float:
         """How long it may stand still at present before it acts itself, seconds. Takes no lock."""
         ...

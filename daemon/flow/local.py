@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
 from daemon.flow.compute import compute
 from daemon.flow.executor import ExecutorStatus, Outcome
-from daemon.flow.plugins import build_pipelines
+from daemon.flow.plugins import build_pipelines, engines_of
 from grainwatch.config import Config
-from pipelines.frame import Frame, Pipeline
+from pipelines.frame import Frame, ModelRef, Pipeline
 
 
 class LocalExecutor:
     """Implements `daemon.flow.executor.Executor` without workers: `submit` computes before it returns."""
 
-    def __init__(self, config: Config, config_hash: str, where: str) -> None:
+    def __init__(
+        self, config: Config, config_hash: str, where: str, models: Mapping[str, ModelRef] | None = None
+    ) -> None:
         self._config = config
         self.config_hash = config_hash
         self.progress = 0
         self._where = where
+        self._models = models
         self._pipelines: dict[str, Pipeline] = {}
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Return what runs the networks."""
+        return engines_of(self._pipelines)
 
     @property
     def patience_s(self) -> float:
@@ -29,7 +37,7 @@ class LocalExecutor:
 
     def start(self) -> None:
         """Build and warm the pipelines."""
-        self._pipelines = build_pipelines(self._config, self.config_hash, self._where)
+        self._pipelines = build_pipelines(self._config, self.config_hash, self._where, self._models)
 
     def free(self) -> int:
         """Return 1: nothing waits inside."""

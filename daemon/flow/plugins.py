@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, cast
 
+from daemon.flow.shadow import equal
 from daemon.sources.base import Source, SourceContext
-from grainwatch.config import Config, ConfigError, ScanTable, StreamTable, plugin_config
-from pipelines.frame import Aggregator, Pipeline, StreamContext, Watch
+from grainwatch.config import Config, ConfigError, EnginesTable, ScanTable, StreamTable, plugin_config
+from pipelines.frame import Aggregator, Comparer, ModelRef, Pipeline, StreamContext, Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,16 @@ class PipelinePlugin:
         make = getattr(self.plugin.module, "watch", None)
         return None if make is None else cast(Watch | None, make(self.plugin.config, self.context))
 
+    def comparer(self) -> Comparer:
+        """Make what compares two results of one frame; pipelines that have none call only equals alike."""
+        make = getattr(self.plugin.module, "comparer", None)
+        return equal if make is None else cast(Comparer, make(self.plugin.config, self.context))
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The model bundles that it asks for: the table's ``bundle``."""
+        return tuple(getattr(self.plugin.config, "bundle", ()))
+
     @property
     def batch(self) -> int:
         """How many frames it likes at once: the table's ``batch``, 1 without."""
@@ -73,11 +85,19 @@ def source_plugin(stream: str, table: StreamTable, where: str) -> Plugin:
     return Plugin(*plugin_config("sources", table.source, at), at)
 
 
-def pipeline_plugin(stream: str, table: StreamTable, config_hash: str, where: str) -> PipelinePlugin:
-    """Resolve ``[streams.NAME.pipeline]``."""
+def pipeline_plugin(
+    stream: str,
+    table: StreamTable,
+    config_hash: str,
+    where: str,
+    models: Mapping[str, ModelRef] | None = None,
+    engines: EnginesTable | None = None,
+) -> PipelinePlugin:
+    """Resolve ``[streams.NAME.pipeline]``; `models` and `engines` as in `StreamContext`."""
     at = f"{where}: streams.{stream}.pipeline"
     plugin = Plugin(*plugin_config("pipelines", table.pipeline, at), at)
-    return PipelinePlugin(plugin, StreamContext(stream, config_hash, table.scan), where)
+    context = StreamContext(stream, config_hash, table.scan, models or {}, engines or EnginesTable())
+    return PipelinePlugin(plugin, context, where)
 
 
 def open_source(plugin: Plugin, stream: str, context: SourceContext) -> Source:
@@ -97,12 +117,24 @@ def sink_plugins(config: Config, where: str) -> dict[str, Plugin]:
     return found
 
 
-def build_pipelines(config: Config, config_hash: str, where: str) -> dict[str, Pipeline]:
+def build_pipelines(
+    config: Config, config_hash: str, where: str, models: Mapping[str, ModelRef] | None = None
+) -> dict[str, Pipeline]:
     """Make and warm one pipeline for each stream."""
     built = {
-        name: pipeline_plugin(name, table, config_hash, where).build()
+        name: pipeline_plugin(name, table, config_hash, where, models, config.engines).build()
         for name, table in config.streams.items()
     }
     for pipeline in built.values():
         pipeline.warm()
     return built
+
+
+def engines_of(pipelines: Mapping[str, Pipeline]) -> tuple[str, ...]:
+    """Return what runs the networks of pipelines, a line each: those that have such say it."""
+    lines = (
+        f"{name}: {line}"
+        for name, pipeline in pipelines.items()
+        for line in getattr(pipeline, "engines", tuple)()
+    )
+    return tuple(lines)

@@ -12,7 +12,7 @@ import numpy as np
 
 from daemon.flow.executor import Outcome
 from grainwatch.messages import FrameKey, decode, encode
-from pipelines.frame import Failure, Frame
+from pipelines.frame import Failure, Frame, ModelRef
 from pipelines.images import unpack_image
 
 #: A task must fit the socket's buffer twice over, so that the front never waits for a worker.
@@ -20,12 +20,18 @@ MAX_TASK_BYTES = 48 * 1024
 
 
 class Setup(msgspec.Struct, tag="setup", frozen=True):
-    """The first thing a worker gets: the configuration, and how the ring is cut."""
+    """The first thing a worker gets: the configuration, how the ring is cut, which models are meant.
+
+    A worker that is started again is told the same, so that no two versions of a model ever answer.
+    One in the background computes when nobody else wants to.
+    """
 
     config: bytes
     where: str
     slots: int
     slot_bytes: int
+    models: dict[str, ModelRef] = {}
+    background: bool = False
 
 
 class FrameTask(msgspec.Struct, frozen=True):
@@ -50,7 +56,9 @@ class Task(msgspec.Struct, tag="task", frozen=True):
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):
-    """The worker is warm."""
+    """The worker is warm; `engines` says what runs the networks, a line each."""
+
+    engines: tuple[str, ...] = ()
 
 
 class Fatal(msgspec.Struct, tag="fatal", frozen=True):
@@ -60,16 +68,18 @@ class Fatal(msgspec.Struct, tag="fatal", frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The outcome of a frame: the payload of a message, or why there is none."""
+    """The outcome of a frame: the payload of a message, or why there is none, as in `Failure`."""
 
     payload: bytes = b""
     reason: str = ""
+    fault: bool = False
 
 
 class Done(msgspec.Struct, tag="done", frozen=True):
-    """The answers to a task, in the order of its frames."""
+    """The answers to a task, in the order of its frames; `engines` where something else runs them now."""
 
     answers: list[Answer]
+    engines: tuple[str, ...] | None = None
 
 
 ToWorker: TypeAlias = Setup | Task
@@ -151,15 +161,15 @@ def frame_of(task: FrameTask, data: memoryview) -> Frame:
 def answer_of(outcome: Outcome) -> Answer:
     """Pack an outcome."""
     if isinstance(outcome, Failure):
-        return Answer(reason=outcome.reason or "failed without a reason")
+        return Answer(reason=outcome.reason or "failed without a reason", fault=outcome.fault)
     return Answer(payload=encode(outcome))
 
 
 def outcome_of(answer: Answer, key: FrameKey) -> Outcome:
     """Read an outcome; what cannot be read is a failure of that frame."""
     if answer.reason:
-        return Failure(key, answer.reason)
+        return Failure(key, answer.reason, answer.fault)
     try:
         return decode(answer.payload)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        return Failure(key, f"the worker's result cannot be read: {error}")
+        return Failure(key, f"the worker's result cannot be read: {error}", fault=True)

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 
 from daemon.flow.compute import compute
 from daemon.flow.executor import Outcome
-from daemon.flow.plugins import build_pipelines
+from daemon.flow.plugins import build_pipelines, engines_of
 from daemon.flow.ring import RingView
 from daemon.flow.transport import (
     Done,
@@ -63,9 +63,12 @@ def _serve(connection: Connection, ring_fd: int) -> None:
     if not isinstance(setup, Setup):
         raise TypeError(f"the first message is a {type(setup).__name__}, expected a Setup")
     ring = RingView(ring_fd, setup.slots, setup.slot_bytes)
+    if setup.background:
+        # The cores are its own only while nobody else has work for them.
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     try:
         config, config_hash = parse_config(setup.config, setup.where)
-        pipelines = build_pipelines(config, config_hash, setup.where)
+        pipelines = build_pipelines(config, config_hash, setup.where, setup.models)
     except ConfigError as error:
         connection.send_bytes(pack(Fatal(str(error))))
         return
@@ -73,13 +76,16 @@ def _serve(connection: Connection, ring_fd: int) -> None:
         log.exception("the pipelines cannot be built")
         connection.send_bytes(pack(Fatal(f"the pipelines cannot be built: {type(error).__name__}: {error}")))
         return
-    connection.send_bytes(pack(Ready()))
+    engines = engines_of(pipelines)
+    connection.send_bytes(pack(Ready(engines)))
     while True:
         task = read_in_worker(connection.recv_bytes())
         if not isinstance(task, Task):
             raise TypeError(f"a {type(task).__name__} came, expected a Task")
         outcomes = _run(pipelines[task.stream], task.frames, ring)
-        connection.send_bytes(pack(Done([answer_of(o) for o in outcomes])))
+        now = engines_of(pipelines)
+        connection.send_bytes(pack(Done([answer_of(o) for o in outcomes], None if now == engines else now)))
+        engines = now
 
 
 def _run(pipeline: Pipeline, tasks: Sequence[FrameTask], ring: RingView) -> list[Outcome]:

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -39,7 +39,7 @@ from daemon.flow.transport import (
     read_in_front,
 )
 from grainwatch.config import Config, ConfigError
-from pipelines.frame import BadFrame, Failure, Frame
+from pipelines.frame import BadFrame, Failure, Frame, ModelRef
 from pipelines.images import pack_image
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ class _Worker:
     number: int
     child: Child | None = None
     ready: bool = False
+    engines: tuple[str, ...] = ()
     tasks: deque[_Task] = field(default_factory=deque)
     since: float = 0.0  # when its first task, or its start, began, monotonic
     starts: int = 0  # starts without getting warm
@@ -98,9 +99,21 @@ class WorkersExecutor:
         The file's name, for errors.
     quarantine : Quarantine
         Takes the frames that killed workers.
+    models : mapping, optional
+        Which bundle a name means, for all workers that it will ever have.
+    background : bool
+        Compute only while nobody else wants the cores.
     """
 
-    def __init__(self, config: Config, raw: bytes, where: str, quarantine: Quarantine) -> None:
+    def __init__(
+        self,
+        config: Config,
+        raw: bytes,
+        where: str,
+        quarantine: Quarantine,
+        models: Mapping[str, ModelRef] | None = None,
+        background: bool = False,
+    ) -> None:
         self.config_hash = hashlib.sha256(raw).hexdigest()
         self.progress = 0
         self._count = config.daemon.workers
@@ -108,7 +121,9 @@ class WorkersExecutor:
         self._start_timeout_s = config.daemon.start_timeout_s
         self._quarantine = quarantine
         self._ring = Ring(config.ring.slots, config.ring.slot_bytes)
-        self._setup = Setup(raw, where, self._ring.slots, self._ring.slot_bytes)
+        self._setup = Setup(
+            raw, where, self._ring.slots, self._ring.slot_bytes, dict(models or {}), background
+        )
         self._lock = threading.Condition()
         self._workers = [_Worker(n) for n in range(self._count)]
         self._pending: deque[_Task] = deque()
@@ -137,6 +152,11 @@ class WorkersExecutor:
             self.close()
             raise ConfigError(fatal)
         self._started = True
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Return what runs the networks, in any of the workers."""
+        return tuple(dict.fromkeys(line for worker in self._workers for line in worker.engines))
 
     @property
     def patience_s(self) -> float:
@@ -326,13 +346,15 @@ class WorkersExecutor:
         with self._lock:
             self.progress += 1
             match message:
-                case Ready():
+                case Ready(engines):
                     worker.ready = True
+                    worker.engines = engines
                     worker.starts = 0
                 case Fatal(reason):
                     self._fatal = self._fatal or reason
                     worker.verdict = f"cannot start: {reason}"
-                case Done(answers):
+                case Done(answers, engines):
+                    worker.engines = worker.engines if engines is None else engines
                     self._take(worker, answers)
             self._assign()
             self._lock.notify_all()
@@ -386,7 +408,7 @@ class WorkersExecutor:
                 continue
             reason = f"worker died ({how}), {task.attempt} times on this frame"
             self._quarantine.put(task.batch.stream, frame, self._ring.view(frame.slot, frame.nbytes), reason)
-            self._finish(task.batch, at, frame, Failure(frame.key, reason))
+            self._finish(task.batch, at, frame, Failure(frame.key, reason, fault=True))
 
     def _start_due(self) -> None:
         """Start workers that are due. The lock is held."""

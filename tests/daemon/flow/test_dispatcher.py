@@ -1,13 +1,13 @@
-"""The dispatcher changes over from one executor to the next."""
+"""The dispatcher changes over from one executor to the next, on probation or not."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from testkit.process import eventually
 
 from daemon.flow.dispatcher import Dispatcher
 from daemon.flow.ledger import Ledger
@@ -23,28 +23,60 @@ type = "replay"
 [streams.s.pipeline]
 type = "laue"
 """
+LONG_S = 20.0
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
+def executors() -> list[LocalExecutor]:
+    config, config_hash = parse_config(CONFIG, "x")
+    return [LocalExecutor(config, config_hash, "x") for _ in range(5)]
+
+
+@pytest.fixture
+def dispatcher(tmp_path: Path, executors: list[LocalExecutor]) -> Iterator[Dispatcher]:
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    yield ledger
+    dispatcher = Dispatcher(
+        {}, executors[0], Outbox("d", ledger, []), ledger, lambda _: None, threading.Event()
+    )
+    yield dispatcher
+    assert dispatcher.stop(LONG_S)
     ledger.close()
 
 
-class Eager(Dispatcher):
-    """Its thread runs at the worst moment: right after the next executor was put down for it."""
+def test_who_switches_gets_the_earlier_executor(
+    dispatcher: Dispatcher, executors: list[LocalExecutor]
+) -> None:
+    first, second, third, *_ = executors
+    # Both before the thread looks, as when two ask at the same time.
+    switches = [dispatcher.switch(second), dispatcher.switch(third)]
+    dispatcher.start()
+    assert [s.result(LONG_S).executor for s in switches] == [first, second]
+    assert [s.result(LONG_S).failed for s in switches] == ["", ""]
+    assert dispatcher.executor is third
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name == "_next" and value is not None:
-            self._relieve()
+
+def test_on_probation_the_earlier_one_is_held_in_reserve(
+    dispatcher: Dispatcher, executors: list[LocalExecutor]
+) -> None:
+    first, second, *_ = executors
+    dispatcher.start()
+    switch = dispatcher.switch(second, probation=3)
+    eventually(lambda: dispatcher.executor is second)
+    assert not switch.done()
+    dispatcher.put_back("somebody does not like it")
+    ended = switch.result(LONG_S)
+    assert ended.executor is second
+    assert ended.failed == "somebody does not like it"
+    assert dispatcher.executor is first
 
 
-def test_who_switches_gets_the_earlier_executor_however_fast_the_thread_is(ledger: Ledger) -> None:
-    config, config_hash = parse_config(CONFIG, "x")
-    first, second, third = (LocalExecutor(config, config_hash, "x") for _ in range(3))
-    dispatcher = Eager({}, first, Outbox("d", ledger, []), ledger, lambda _: None, threading.Event())
-    assert dispatcher.switch(second).result(0) is first
-    assert dispatcher.executor is second
-    assert dispatcher.switch(third).result(0) is second
+def test_another_switch_ends_a_probation(dispatcher: Dispatcher, executors: list[LocalExecutor]) -> None:
+    first, second, third, fourth, _ = executors
+    dispatcher.start()
+    on_probation = dispatcher.switch(second, probation=3)
+    assert dispatcher.switch(third).result(LONG_S).executor is second
+    assert on_probation.result(LONG_S).executor is first
+    assert on_probation.result(LONG_S).failed == ""
+    # Too late: nothing is in reserve any more.
+    dispatcher.put_back("somebody does not like it")
+    assert dispatcher.switch(fourth).result(LONG_S).executor is third

@@ -54,6 +54,7 @@ class LinesSink:
                     "again": m.again, "grid_index": m.grid_index, "n_peaks": m.n_peaks,
                     "latency_s": m.times.published - m.times.received, "publisher": m.publisher,
                     "config_hash": m.provenance.config_hash, "flags": m.flags,
+                    "model": m.provenance.model.sha256,
                 }  # fmt: skip
             case Published(message=Health() as m):
                 return {"event": "health", "seq": m.seq, "state": m.state}
