@@ -18,8 +18,7 @@ from torch import nn
 
 from offline_training.laue.domain import GeometryRange, PatternRange
 from offline_training.laue.networks import Calibrated
-from pipelines.engines.bundle import SCHEMA, Description, write_bundle
-from pipelines.engines.onnxruntime_engine import MODEL, SELF_TEST
+from pipelines.engines.bundle import MODEL, SCHEMA, SELF_TEST, Description, write_bundle
 from pipelines.laue.classes import ClassList
 from pipelines.laue.features import FeatureSpec
 from pipelines.laue.geometry import Calibration

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from pipelines.engines.bundle import DESCRIPTION, Bundle, BundleError
+from pipelines.engines.bundle import MODEL, Bundle
 from pipelines.engines.cuda import Cuda
+from pipelines.engines.engine import Arrays
 from pipelines.engines.flavours import EngineError, Flavour
-from pipelines.engines.onnxruntime_engine import (
-    MODEL,
-    SELF_TEST,
-    import_onnxruntime,
-    one_line,
-    read_self_test,
-)
-from pipelines.engines.plan_cache import ANY_GPU, PlanKey, write_plan
+from pipelines.engines.onnxruntime_session import open_session
+from pipelines.engines.plan_cache import ANY_GPU, PlanKey, engines_dir, locked, read_plan, write_plan
 from pipelines.engines.plans import Batch, Plan, build_plan
 from pipelines.engines.precision import in_precision
+from pipelines.engines.selftest import deviation, read_self_test, tolerance_of
+from pipelines.engines.tensors import ports_of
+from pipelines.engines.wording import one_line
 
-#: How far the answers of a precision may be from those of float32, unless the bundle says otherwise.
-TOLERANCES: Final[Mapping[str, float]] = {"fp32": 1e-4, "fp16": 0.02, "int8": 0.1}
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +33,10 @@ class BuiltEngine:
     Attributes
     ----------
     path : Path
-    plan : Plan
+    content : bytes
+        What the runtime of the flavour loads.
+    plan : Plan or None
+        What the building told; None for a plan that was there already.
     key : PlanKey
     deviation : float
         Largest difference of the answers to the self-test of the network in this precision, run by ONNX
@@ -46,7 +46,8 @@ class BuiltEngine:
     """
 
     path: Path
-    plan: Plan
+    content: bytes
+    plan: Plan | None
     key: PlanKey
     deviation: float
     tolerance: float
@@ -59,8 +60,12 @@ def build_engine(
     precision: str = "fp32",
     batch: Batch | None = None,
     folder: Path | None = None,
+    *,
+    again: bool = False,
 ) -> BuiltEngine:
-    """Compile the network of a bundle and store the plan.
+    """Return the plan of a bundle's network: the one that is stored, else compile and store it.
+
+    Of several processes that want the same plan one builds it, the others wait for it.
 
     Parameters
     ----------
@@ -71,8 +76,11 @@ def build_engine(
     precision : str
         "fp32", "fp16" or "int8".
     batch : Batch, optional
+        What the bundle says by default.
     folder : Path, optional
         Instead of the cache.
+    again : bool
+        Compile it also where one is stored.
 
     Raises
     ------
@@ -84,18 +92,19 @@ def build_engine(
     """
     if flavour.needs_gpu and (lack := cuda.lacks(flavour.needs_cuda)):
         raise EngineError(f"{flavour.name} builds on the GPU that will run the plan: {lack}")
-    stated = _stated(bundle)
-    inputs, answers = _self_test(bundle, stated["inputs"])
-    model = in_precision(bundle.file(MODEL), precision, inputs)
-    tolerance = bundle.description.tolerances.get(precision, TOLERANCES[precision])
-    deviation = _deviation(model, inputs, answers)
-    if not deviation <= tolerance:
+    if not flavour.version:
+        flavour.load()  # says what is missing
+    ports = ports_of(bundle)
+    test = read_self_test(bundle, ports)
+    model = in_precision(bundle.file(MODEL), precision, test.inputs)
+    tolerance = tolerance_of(bundle, precision)
+    off = deviation(_by_onnxruntime(model, list(ports.outputs)), test)
+    if not off <= tolerance:
         raise EngineError(
-            f"{bundle.folder}: in {precision} the answers are off by {deviation:.2g}, allowed"
+            f"{bundle.folder}: in {precision} the answers are off by {off:.2g}, allowed"
             f" {tolerance:.2g}: this precision is not for this network"
         )
-    batch = batch or Batch()
-    plan = build_plan(model, flavour, batch, stated)
+    batch = batch or Batch(*bundle.description.batch)
     major, minor = cuda.capability
     key = PlanKey(
         hashlib.sha256(model).hexdigest(),
@@ -105,51 +114,37 @@ def build_engine(
         precision,
         batch,
     )
-    return BuiltEngine(write_plan(key, plan.content, folder), plan, key, deviation, tolerance)
-
-
-def _stated(bundle: Bundle) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Return the shapes that the bundle says its network has."""
-
-    def shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-        return {
-            name: tuple(-1 if n == "batch" else int(n) for n in about["shape"])
-            for name, about in tensors.items()
+    folder = folder or engines_dir()
+    path = folder / key.file_name
+    with locked(path):
+        stored = None if again else _stored(key, folder)
+        if stored is not None:
+            return BuiltEngine(path, stored, None, key, off, tolerance)
+        stated = {
+            kind: {name: t.shape for name, t in tensors.items()} for kind, tensors in ports._asdict().items()
         }
+        plan = build_plan(model, flavour, batch, stated)
+        write_plan(key, plan.content, folder)
+    return BuiltEngine(path, plan.content, plan, key, off, tolerance)
 
+
+def _stored(key: PlanKey, folder: Path) -> bytes | None:
     try:
-        return {"inputs": shapes(bundle.description.inputs), "outputs": shapes(bundle.description.outputs)}
-    except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(
-            f"{bundle.folder / DESCRIPTION}: inputs and outputs: expected a shape of each, of 'batch' and"
-            " numbers; make the bundle again"
-        ) from error
+        return read_plan(key, folder)
+    except EngineError as error:
+        _log.warning("%s: it is built again", error)
+        return None
 
 
-def _self_test(
-    bundle: Bundle, names: Collection[str]
-) -> tuple[dict[str, npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
-    if len(names) != 1:
-        raise BundleError(
-            f"{bundle.folder / DESCRIPTION}: inputs are {', '.join(names) or 'none'}, expected one"
-        )
-    where = bundle.folder / SELF_TEST
-    given, answers = read_self_test(bundle.file(SELF_TEST), where)
-    if not given.size:
-        raise BundleError(f"{where}: holds no row to test with; make the bundle again")
-    return dict.fromkeys(names, given), answers
+def _by_onnxruntime(model: bytes, outputs: Sequence[str]) -> Callable[[Arrays], dict[str, npt.NDArray[Any]]]:
+    """Return what runs a network that is known by its bytes alone."""
+    session = open_session(model)
 
+    def run(inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        try:
+            answers = session.run(list(outputs), dict(inputs))
+        except Exception as error:  # ONNX Runtime has no common base of its errors
+            raise EngineError(f"the network fails on the bundle's self-test: {one_line(error)}") from error
+        return dict(zip(outputs, answers, strict=True))
 
-def _deviation(
-    model: bytes, inputs: Mapping[str, npt.NDArray[Any]], answers: npt.NDArray[np.float32]
-) -> float:
-    onnxruntime = import_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        (got,) = session.run(None, dict(inputs))
-    except Exception as error:  # ONNX Runtime has no common base of its errors
-        raise EngineError(f"ONNX Runtime refuses the network: {one_line(error)}") from error
-    return float(np.abs(got - answers).max()) if got.shape == answers.shape else float("inf")
+    return run

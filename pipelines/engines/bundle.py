@@ -20,6 +20,8 @@ from grainwatch.messages import ModelInfo
 SCHEMA = "grainwatch.bundle/1"
 DESCRIPTION = "bundle.json"
 MANIFEST = "manifest.sha256"
+MODEL = "model.onnx"
+SELF_TEST = "selftest.npz"
 
 _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9][A-Za-z0-9._-]*)")
 _LARGEST_BYTES = 1 << 30
@@ -54,10 +56,16 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     metrics : dict
         Figures on held-out data, baselines beside them, with the conditions.
     tolerances : dict
-        How far the self-test may be off.
+        How far the answers to the self-test may be off: `self_test` of the network as it is, and where
+        they differ from `pipelines.engines.selftest.TOLERANCES`, those of fewer bits: `fp16`, `bf16`, `int8`.
     git_revision : str
     command : str
         Makes this bundle again.
+    precision : dict
+        From backends (see ``[engines] backend``) to the precision that was found to be best there;
+        "fp32" for all others.
+    batch : (int, int, int)
+        Fewest, typical and most rows at once, for engines that are compiled for a range.
     """
 
     schema: str
@@ -75,6 +83,8 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     tolerances: dict[str, float]
     git_revision: str
     command: str
+    precision: dict[str, str] = {}
+    batch: tuple[int, int, int] = (1, 32, 1024)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +125,16 @@ class Bundle:
             raise BundleError(f"{self.folder}: the bundle has no {name}; make it again") from None
 
 
-def load_bundle(folder: Path, kind: str = "") -> Bundle:
-    """Read a bundle and verify every file against the manifest; of any kind where none is asked for.
+def load_bundle(folder: Path, kind: str = "", sha256: str = "") -> Bundle:
+    """Read a bundle and verify every file against the manifest.
+
+    Parameters
+    ----------
+    folder : Path
+    kind : str
+        That it must be of; "" for any.
+    sha256 : str
+        That its manifest must have, because it was chosen by it; "" for any.
 
     Raises
     ------
@@ -126,6 +144,12 @@ def load_bundle(folder: Path, kind: str = "") -> Bundle:
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such bundle; expected a folder with {DESCRIPTION} and {MANIFEST}")
     manifest = _read(folder, MANIFEST)
+    found = hashlib.sha256(manifest).hexdigest()
+    if sha256 and found != sha256:
+        raise BundleError(
+            f"{folder}: has changed since it was taken: its manifest's sha256 is {found[:12]}, that of the"
+            f" one that was taken {sha256[:12]}; add the new one as a model of its own"
+        )
     expected = _parse_manifest(folder, manifest)
     if DESCRIPTION not in expected:
         raise BundleError(f"{folder / MANIFEST}: does not list {DESCRIPTION}; make the bundle again")
@@ -148,7 +172,7 @@ def load_bundle(folder: Path, kind: str = "") -> Bundle:
         )
     if kind and description.kind != kind:
         raise BundleError(f"{folder}: is a bundle of kind {description.kind!r}, expected {kind!r}")
-    return Bundle(folder, description, hashlib.sha256(manifest).hexdigest(), files)
+    return Bundle(folder, description, found, files)
 
 
 def write_bundle(folder: Path, description: Description, files: dict[str, bytes]) -> None:

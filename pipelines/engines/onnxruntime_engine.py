@@ -1,164 +1,121 @@
-"""Run the network of a bundle with ONNX Runtime on one core."""
+"""Run the network of a bundle with ONNX Runtime: on one core, or on a GPU where its build can."""
 
 from __future__ import annotations
 
-import io
-import math
-import zlib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
-from typing import Any, cast
-from zipfile import BadZipFile
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.engines.bundle import DESCRIPTION, Bundle, BundleError
+from pipelines.engines.bundle import MODEL, SELF_TEST, Bundle, BundleError
+from pipelines.engines.engine import Arrays, EngineFailure, EngineInfo
+from pipelines.engines.flavours import EngineError
+from pipelines.engines.onnxruntime_session import import_onnxruntime, open_session
+from pipelines.engines.precision import in_precision
+from pipelines.engines.selftest import prove, read_self_test
+from pipelines.engines.tensors import Ports, Tensor, nothing, ports_of, rows_of
+from pipelines.engines.wording import one_line
 
-Array = npt.NDArray[np.float32]
-
-MODEL = "model.onnx"
-SELF_TEST = "selftest.npz"
-
-_LONGEST = 300
-
-
-def import_onnxruntime() -> ModuleType:
-    """Import ONNX Runtime and have it report to nobody: its builds send usage to their maker otherwise."""
-    import onnxruntime
-
-    onnxruntime.disable_telemetry_events()
-    return cast(ModuleType, onnxruntime)
+_NUMPY = {"float": "float32", "double": "float64"}
+"""ONNX Runtime's names of types where they are not NumPy's."""
 
 
 class OnnxEngine:
-    """One network, ready: loaded, tested with the batch of its bundle.
+    """One network, ready: loaded, compared with what its bundle says, tested with the bundle's batch."""
 
-    Attributes
-    ----------
-    width, outputs : int
-        Numbers that it takes and gives for each row of a batch.
-    """
-
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        precision: str = "fp32",
+        device: Literal["cpu", "cuda"] = "cpu",
+        card: str = "the GPU",
+    ) -> None:
         """Load the network and run its self-test.
+
+        Parameters
+        ----------
+        bundle : Bundle
+        precision : str
+            "fp32", "fp16" or "int8".
+        device : str
+        card : str
+            How the GPU is called.
 
         Raises
         ------
         BundleError
-            If ONNX Runtime is not installed or refuses the file, the network takes or gives something
-            else than the bundle says, or its answers are not those that the bundle was made with.
+            If the network takes or gives something else than the bundle says; and of float32 on the CPU,
+            which bundles are made with: if it cannot be loaded, or answers otherwise than when the
+            bundle was made.
+        EngineError
+            If any other combination does not work or is off by more than the bundle allows.
         """
+        ports, where = ports_of(bundle), bundle.folder / MODEL
+        self.inputs, self.outputs = ports
+        self._names = list(self.outputs)
+        model, plain = bundle.file(MODEL), precision == "fp32" and device == "cpu"
         try:
-            onnxruntime = import_onnxruntime()
-        except ImportError as error:
-            raise BundleError(
-                f"{bundle.folder}: a bundle needs ONNX Runtime: pip install 'grainwatch[daemon]'"
-            ) from error
-        options = onnxruntime.SessionOptions()
-        # Workers share the cores: a thread that spins while it waits takes a neighbour's.
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        where, content = bundle.folder / MODEL, bundle.file(MODEL)
+            if not plain:
+                model = in_precision(model, precision, read_self_test(bundle, ports).inputs)
+            self._session = open_session(model, device)
+        except EngineError as error:
+            if plain:
+                raise BundleError(f"{where}: {error}") from error
+            raise
         try:
-            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime has no common base of its errors
-            raise BundleError(f"{where}: ONNX Runtime refuses it: {one_line(error)}") from error
-        described = bundle.description
-        try:
-            self._input, self.width = _port("input", self._session.get_inputs(), described.inputs)
-            _, self.outputs = _port("output", self._session.get_outputs(), described.outputs)
+            found = Ports(_tensors(self._session.get_inputs()), _tensors(self._session.get_outputs()))
+            found.compare(ports)
         except ValueError as error:
             raise BundleError(f"{where}: {error}") from error
-        self._test(bundle)
-
-    def run(self, x: Array) -> Array:
-        """Return the output (n, m) for inputs (n, width)."""
-        (out,) = self._session.run(None, {self._input: x})
-        return np.asarray(out, dtype=np.float32)
-
-    def _test(self, bundle: Bundle) -> None:
-        where = bundle.folder / SELF_TEST
-        x, expected = read_self_test(bundle.file(SELF_TEST), where)
-        if x.ndim != 2 or x.shape[1] != self.width or expected.shape != (len(x), self.outputs):
-            raise BundleError(
-                f"{where}: inputs of shape {x.shape} and outputs of shape {expected.shape}; the network takes"
-                f" {self.width} numbers and gives {self.outputs}"
-            )
-        tolerance = bundle.description.tolerances.get("self_test")
-        if tolerance is None:
-            raise BundleError(f"{bundle.folder / DESCRIPTION}: tolerances has no self_test")
+        self.about = EngineInfo(
+            "onnxruntime-cuda" if device == "cuda" else "onnxruntime",
+            precision,
+            card if device == "cuda" else "the CPU",
+            import_onnxruntime().__version__,
+        )
         try:
-            got = self.run(x)
-        except Exception as error:
-            raise BundleError(f"{where}: the network fails on it: {one_line(error)}") from error
-        worst = float(np.abs(got - expected).max(initial=0.0)) if len(x) else math.inf
-        if not worst <= tolerance:
+            prove(self, bundle)
+        except EngineFailure as error:
+            raise BundleError(f"{bundle.folder / SELF_TEST}: the network fails on it: {error}") from error
+        except EngineError as error:
+            if not plain:
+                raise
             raise BundleError(
-                f"{where}: the network's answers are off by {worst:.2g}, allowed {tolerance:.2g}:"
-                " the bundle, or ONNX Runtime on this machine, is not what it was made with"
-            )
+                f"{bundle.folder / SELF_TEST}: {error}: the bundle, or ONNX Runtime on this machine, is not"
+                " what it was made with"
+            ) from error
+
+    def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Return the outputs of a batch; see `pipelines.engines.engine.Engine`."""
+        if rows_of(inputs, self.inputs) == 0:
+            return nothing(self.outputs)
+        try:
+            answers = self._session.run(self._names, dict(inputs))
+        except Exception as error:  # ONNX Runtime has no common base of its errors
+            raise EngineFailure(f"ONNX Runtime: {one_line(error)}") from error
+        return dict(zip(self._names, answers, strict=True))
 
 
-def _port(kind: str, ports: Sequence[Any], described: Mapping[str, Any]) -> tuple[str, int]:
-    """Return name and width of the only input or output, (any number, width) of float32.
+def _tensors(ports: Sequence[Any]) -> dict[str, Tensor]:
+    """Return what a session takes or gives.
 
     Raises
     ------
     ValueError
-        If it is anything else, or not what the bundle says of it.
+        If it is of a type that bundles have not, or of free size in more than the first dimension.
     """
-    names = [port.name for port in ports]
-    if len(names) != 1 or names != list(described):
-        raise ValueError(
-            f"its {kind}s are {', '.join(names) or 'none'}, {DESCRIPTION} says"
-            f" {', '.join(described) or 'none'}; make the bundle again"
-        )
-    (port,) = ports
-    # A number in the first place would be a fixed count of spots.
-    batch, *width = port.shape if port.shape else (0,)
-    if port.type != "tensor(float)" or isinstance(batch, int) or len(width) != 1 or not _is_count(width[0]):
-        raise ValueError(
-            f"its {kind} {port.name} is {port.type} of shape {port.shape}, expected float32 of shape"
-            " (any number, width)"
-        )
-    stated = described[port.name]
-    shape = stated.get("shape") if isinstance(stated, dict) else None
-    if shape != ["batch", width[0]]:
-        raise ValueError(
-            f"its {kind} {port.name} has the shape {port.shape}, {DESCRIPTION} says {shape}; make the bundle"
-            " again"
-        )
-    return port.name, int(width[0])
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and value > 0
-
-
-def read_self_test(content: bytes, where: Path) -> tuple[Array, Array]:
-    """Return inputs and answers of a bundle's self-test; BundleError if they are not there."""
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            return stored["input"].astype(np.float32), stored["output"].astype(np.float32)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        EOFError,
-        BadZipFile,
-        zlib.error,
-    ) as error:
-        # Not in NumPy's words, which advise to unpickle.
-        raise BundleError(f"{where}: expected arrays input and output; make the bundle again") from error
-
-
-def one_line(error: Exception) -> str:
-    """Return what an error says, without line breaks, and cut where it has no end."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+    found = {}
+    for port in ports:
+        # What is free has a name, or none: only numbers are sizes.
+        first, *rest = (n if isinstance(n, int) else -1 for n in port.shape or (0,))
+        kind = re.fullmatch(r"tensor\((\w+)\)", port.type)
+        try:
+            dtype = np.dtype(_NUMPY.get(kind[1], kind[1]) if kind else "")
+        except TypeError as error:
+            raise ValueError(f"{port.name} is {port.type}, which no bundle has") from error
+        if -1 in rest:
+            raise ValueError(f"{port.name} is of shape {port.shape}: only the first dimension may be free")
+        found[port.name] = Tensor(dtype, (first, *rest))
+    return found

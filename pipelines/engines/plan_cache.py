@@ -3,14 +3,18 @@
 A plan's name says what it was made from: the ONNX, the flavour and its version, the architecture it
 is for, the precision and the batch. The file holds a header and the sha256 of all that follows, and
 comes into being by a rename, so that a crash or a second daemon leaves either nothing or all of it.
+Whoever builds one holds a lock meanwhile: others wait for the plan instead of building it too.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
-from contextlib import suppress
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +23,11 @@ import msgspec
 from pipelines.engines.flavours import EngineError
 from pipelines.engines.plans import Batch
 from pipelines.kernels import cache_dir
+
+if sys.platform != "win32":
+    import fcntl
+
+_log = logging.getLogger(__name__)
 
 ANY_GPU = "any"
 """Architecture of a plan that its flavour finishes when it is loaded."""
@@ -50,6 +59,35 @@ class PlanKey:
 def engines_dir() -> Path:
     """Return the folder of plans; it may not exist yet."""
     return cache_dir() / "engines"
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a plan; it ends with the process that holds it, however that ends.
+
+    Raises
+    ------
+    EngineError
+        If no lock can be made in that folder.
+    """
+    if sys.platform == "win32":  # a plan may be built twice there; the rename keeps it whole
+        yield
+        return
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise EngineError(f"{path}: cannot be written: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.info("%s: another process is at it; waiting", path)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_plan(key: PlanKey, content: bytes, folder: Path | None = None) -> Path:

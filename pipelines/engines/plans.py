@@ -80,7 +80,7 @@ def build_plan(
         If the flavour is not installed, refuses the network, or the network has other inputs or outputs.
     """
     trt = flavour.load()
-    said = _Listener.attach(trt)
+    said = Listener.attach(trt)
     try:
         builder = trt.Builder(said.logger)
     except Exception as error:  # the bindings raise TypeError, RuntimeError and others
@@ -127,15 +127,23 @@ def build_plan(
     )
 
 
-class _Listener:
-    """Keeps what TensorRT says of errors, for messages of our own; prints nothing."""
+class Listener:
+    """Keeps what TensorRT says of errors, for messages of our own; prints nothing.
+
+    Attributes
+    ----------
+    errors : list of str
+    logger : object
+        What TensorRT is given as its logger.
+    """
 
     def __init__(self) -> None:
         self.errors: list[str] = []
         self.logger: Any = None
 
     @classmethod
-    def attach(cls, trt: Any) -> _Listener:
+    def attach(cls, trt: Any) -> Listener:
+        """Return one for a flavour."""
         listener = cls()
 
         class Logger(trt.ILogger):  # type: ignore[misc]
@@ -151,10 +159,11 @@ class _Listener:
         return listener
 
     def words(self) -> str:
+        """Return what it said, on one line."""
         return " ".join(" ".join(self.errors).split())[:_WORDS]
 
 
-def _parse_error(parser: Any, said: _Listener) -> str:
+def _parse_error(parser: Any, said: Listener) -> str:
     if parser.num_errors == 0:
         return "it is empty, or no ONNX"
     first = parser.get_error(0)

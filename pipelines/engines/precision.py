@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.engines.flavours import EngineError
-from pipelines.engines.onnxruntime_engine import import_onnxruntime, one_line
+from pipelines.engines.onnxruntime_session import import_onnxruntime
+from pipelines.engines.wording import one_line
 
 PRECISIONS: Final = ("fp32", "fp16", "int8")
 _CALIBRATION_ROWS: Final = 32

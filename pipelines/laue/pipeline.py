@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from grainwatch import __version__
-from grainwatch.config import ConfigError, Table
+from grainwatch.config import ConfigError, EnginesTable, Table
 from grainwatch.messages import (
     AnyMessage,
     ArrayData,
@@ -19,9 +19,10 @@ from grainwatch.messages import (
     Provenance,
 )
 from pipelines.engines.bundle import BundleError
+from pipelines.engines.flavours import EngineError
 from pipelines.engines.shipped import find_bundle
 from pipelines.files import reason
-from pipelines.frame import Aggregator, BadFrame, Failure, Frame, StreamContext, Watch
+from pipelines.frame import Aggregator, BadFrame, Failure, Frame, ModelRef, StreamContext, Watch
 from pipelines.laue.analysis import FrameAnalysis, LaueAnalysis, LaueSettings, read_mask
 from pipelines.laue.crystal import load_material
 from pipelines.laue.drift_watch import DriftTable, ReferenceWatch, observation_of
@@ -95,7 +96,9 @@ class LauePipeline:
 
     def __init__(self, config: Config, context: StreamContext) -> None:
         self._config = config
-        self._analysis = open_analysis(config, f"streams.{context.stream}.pipeline")
+        self._analysis = open_analysis(
+            config, f"streams.{context.stream}.pipeline", models=context.models, engines=context.engines
+        )
         self._provenance = Provenance(
             model=model_of(self._analysis),
             calibration_hash=self._analysis.calibration_hash,
@@ -125,7 +128,14 @@ class LauePipeline:
                 f"drift watch: on {config.drift.material},"
                 f" {config.drift.frames_between_false_alarms:g} frames between false alarms"
             )
-        return [*lines, *self._analysis.remarks]
+        return [*lines, *self.engines(), *self._analysis.remarks]
+
+    def engines(self) -> list[str]:
+        """Return what runs each model, and why, a line each."""
+        return [
+            f"bundle {c.model.name} {c.model.version} ({c.model.sha256[:8]}): {c.engine}"
+            for c in self._analysis.classifiers
+        ]
 
     def warm(self) -> None:
         """Run a frame with one strong and many weak bumps through everything."""
@@ -201,7 +211,13 @@ def model_of(analysis: LaueAnalysis) -> ModelInfo:
     return ModelInfo("+".join(m.name for m in models), "+".join(m.version for m in models), joined)
 
 
-def open_analysis(config: Config, where: str, options: Mapping[str, str] | None = None) -> LaueAnalysis:
+def open_analysis(
+    config: Config,
+    where: str,
+    options: Mapping[str, str] | None = None,
+    models: Mapping[str, ModelRef] | None = None,
+    engines: EnginesTable | None = None,
+) -> LaueAnalysis:
     """Read materials, calibration and mask.
 
     Parameters
@@ -211,6 +227,10 @@ def open_analysis(config: Config, where: str, options: Mapping[str, str] | None 
         Leads the errors: "streams.laue.pipeline", "index".
     options : mapping, optional
         From keys to what the errors call them instead: {"geometry": "--geometry"}.
+    models : mapping, optional
+        Bundles that were chosen, by the names that mean them; other names mean what `find_bundle` finds.
+    engines : EnginesTable, optional
+        What runs the networks; the best that works by default.
 
     Raises
     ------
@@ -239,8 +259,10 @@ def open_analysis(config: Config, where: str, options: Mapping[str, str] | None 
     except (OSError, ValueError) as error:
         raise checked("mask", error) from error
     try:
-        classifiers = [SpotClassifier(find_bundle(name)) for name in config.bundle]
-    except BundleError as error:
+        classifiers = [
+            SpotClassifier((models or {}).get(name) or find_bundle(name), engines) for name in config.bundle
+        ]
+    except (BundleError, EngineError) as error:
         raise checked("bundle", error) from error
     try:
         settings = LaueSettings(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from grainwatch.config import EnginesTable
 from grainwatch.messages import ModelInfo
-from pipelines.engines.bundle import DESCRIPTION, BundleError, load_bundle
-from pipelines.engines.onnxruntime_engine import OnnxEngine
+from pipelines.engines.bundle import DESCRIPTION, Bundle, BundleError, load_bundle
+from pipelines.engines.choice import open_engine
+from pipelines.engines.engine import EngineInfo
 from pipelines.engines.shipped import shipped_bundles
+from pipelines.engines.tensors import Tensor, ports_of
+from pipelines.frame import ModelRef
 from pipelines.laue.classes import REJECT, ClassList
 from pipelines.laue.crystal import Material
 from pipelines.laue.features import FeatureMaker, FeatureSpec
@@ -134,16 +138,25 @@ class SpotNames:
 class SpotClassifier:
     """A bundle at work for one material on one detector."""
 
-    def __init__(self, folder: Path) -> None:
-        """Load and verify a bundle.
+    def __init__(self, source: Path | ModelRef | Bundle, engines: EnginesTable | None = None) -> None:
+        """Load a bundle, verify it and get ready what runs it.
+
+        Parameters
+        ----------
+        source : Path, ModelRef or Bundle
+            Its folder, the bundle as it was chosen, or the bundle.
+        engines : EnginesTable, optional
+            What the configuration says of backend and precision; the best by default.
 
         Raises
         ------
         BundleError
-            If the bundle cannot be used at all.
+            If the bundle cannot be used at all, or is not the one that was chosen.
+        EngineError
+            If a backend is asked for that cannot be used.
         """
-        bundle = load_bundle(folder, KIND)
-        d = bundle.description
+        bundle = _bundle(source)
+        folder, d = bundle.folder, bundle.description
         try:
             self.domain = msgspec.convert(d.domain, Domain)
             self.spec = _preparation(d.preparation)
@@ -154,21 +167,31 @@ class SpotClassifier:
         self.model: ModelInfo = bundle.model
         self.metrics: dict[str, Any] = d.metrics
         self._maker = FeatureMaker(self.spec)
-        self._engine = OnnxEngine(bundle)
-        if self._engine.width != self.spec.width:
+        self._input, width = _vector(folder, "input", ports_of(bundle).inputs)
+        self._output, classes = _vector(folder, "output", ports_of(bundle).outputs)
+        if width != self.spec.width:
             raise BundleError(
-                f"{folder}: the network takes {self._engine.width} numbers a spot, the preparation makes"
+                f"{folder}: the network takes {width} numbers a spot, the preparation makes"
                 f" {self.spec.width}; make the bundle again"
             )
-        if self._engine.outputs != len(self.classes):
+        if classes != len(self.classes):
             raise BundleError(
-                f"{folder}: the network knows {self._engine.outputs} classes, {CLASSES} {len(self.classes)};"
+                f"{folder}: the network knows {classes} classes, {CLASSES} {len(self.classes)};"
                 " make the bundle again"
             )
+        self._engine = open_engine(bundle, engines)
+
+    @property
+    def engine(self) -> EngineInfo:
+        """What runs the network."""
+        return self._engine.about
 
     def probabilities(self, q: FloatArray, spots: npt.ArrayLike | None = None) -> npt.NDArray[np.float32]:
         """Return calibrated probabilities (k, classes) of spots of a frame, see `FeatureMaker`."""
-        return self._engine.run(self._maker.features(q, spots))
+        answer: npt.NDArray[np.float32] = self._engine.run({self._input: self._maker.features(q, spots)})[
+            self._output
+        ]
+        return answer
 
     def names(self, q: FloatArray, spots: npt.ArrayLike | None = None) -> SpotNames:
         """Return the most probable class of each spot and its probability."""
@@ -216,6 +239,30 @@ def shipped_for(
             if domain.mismatch(material, calibration, energy_keV) is None:
                 found.append(material.name)
     return found
+
+
+def _bundle(source: Path | ModelRef | Bundle) -> Bundle:
+    if isinstance(source, Bundle):
+        if source.description.kind != KIND:
+            raise BundleError(
+                f"{source.folder}: is a bundle of kind {source.description.kind!r}, expected {KIND!r}"
+            )
+        return source
+    if isinstance(source, ModelRef):
+        return load_bundle(Path(source.folder), KIND, source.sha256)
+    return load_bundle(source, KIND)
+
+
+def _vector(folder: Path, kind: str, tensors: Mapping[str, Tensor]) -> tuple[str, int]:
+    """Return name and width of the only input or output, one vector of float32 a spot."""
+    (name, tensor), *more = tensors.items()
+    if more or tensor.dtype != np.float32 or len(tensor.shape) != 2:
+        listed = ", ".join(f"{name} {tensor}" for name, tensor in tensors.items())
+        raise BundleError(
+            f"{folder / DESCRIPTION}: {kind}s are {listed}; a bundle of kind {KIND!r} has one, float32"
+            " [batch, any number]"
+        )
+    return name, tensor.shape[1]
 
 
 def _preparation(stated: dict[str, Any]) -> FeatureSpec:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from testkit.bundles import sign
+from testkit.bundles import redescribe, sign
 from testkit.onnx import DOUBLE, INT64, Port, network
 
 from pipelines.engines.bundle import BundleError, load_bundle
@@ -29,7 +29,7 @@ def test_a_shipped_bundle_passes_its_own_test(copy: Path) -> None:
     engine = OnnxEngine(bundle)
     width = bundle.description.inputs["features"]["shape"][1]
     for batch in (1, 3, 200):
-        p = engine.run(np.zeros((batch, width), np.float32))
+        p = engine.run({"features": np.zeros((batch, width), np.float32)})["probability"]
         assert p.shape == (batch, bundle.description.outputs["probability"]["shape"][1])
         np.testing.assert_allclose(p.sum(axis=1), 1.0, atol=1e-5)
     manifest = (copy / "manifest.sha256").read_bytes()
@@ -43,6 +43,16 @@ def test_one_altered_byte_is_refused(copy: Path, name: str) -> None:
     (copy / name).write_bytes(content)
     with pytest.raises(BundleError, match=rf"{name}: is not the file"):
         load_bundle(copy, KIND)
+
+
+def test_a_bundle_that_changed_since_it_was_chosen_is_refused(copy: Path) -> None:
+    chosen = load_bundle(copy, KIND).sha256
+    assert load_bundle(copy, KIND, chosen).sha256 == chosen
+    redescribe(copy, lambda description: description.update(version="9"))
+    with pytest.raises(
+        BundleError, match=r"bundle: has changed since it was taken: .* as a model of its own"
+    ):
+        load_bundle(copy, KIND, chosen)
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "bundle.json", "manifest.sha256"])
@@ -123,18 +133,24 @@ def test_inputs_and_outputs_are_those_that_the_bundle_says(copy: Path) -> None:
     both = [Port(y.name, x.shape), Port("again", x.shape)]
     assert "its outputs are probability, again, bundle.json" in told([x], both)
     fixed = [Port(x.name, [1, width]), Port(y.name, [1, width])]
-    assert f"its input features is tensor(float) of shape [1, {width}]" in told(fixed[:1], fixed[1:])
+    said = f"bundle.json says float32 [batch, {width}]; make the bundle again"
+    assert f"its input features is float32 [1, {width}], {said}" in told(fixed[:1], fixed[1:])
     cube = Port(x.name, ["batch", 3, width])
-    assert "expected float32 of shape (any number, width)" in told([cube], [Port(y.name, cube.shape)])
+    message = told([cube], [Port(y.name, cube.shape)])
+    assert f"its input features is float32 [batch, 3, {width}], {said}" in message
     whole = Port(x.name, x.shape, INT64)
-    assert "its input features is tensor(int64)" in told([whole], [Port(y.name, x.shape, INT64)], "Abs")
+    message = told([whole], [Port(y.name, x.shape, INT64)], "Abs")
+    assert f"its input features is int64 [batch, {width}], {said}" in message
     fine = Port(x.name, x.shape, DOUBLE)
-    assert "its input features is tensor(double)" in told([fine], [Port(y.name, x.shape, DOUBLE)], "Abs")
+    assert "its input features is float64" in told([fine], [Port(y.name, x.shape, DOUBLE)], "Abs")
     narrow = Port(x.name, ["batch", 900])
     message = told([narrow], [Port(y.name, narrow.shape)])
-    assert f"has the shape ['batch', 900], bundle.json says ['batch', {width}]" in message
+    assert f"its input features is float32 [batch, 900], {said}" in message
+    free = Port(x.name, ["batch", "width"])
+    message = told([free], [Port(y.name, free.shape)])
+    assert "features is of shape ['batch', 'width']: only the first dimension may be free" in message
     # Relu keeps the width: as many classes as features are not what the bundle says.
-    assert f"bundle.json says ['batch', {y.shape[1]}]" in told([x], [Port(y.name, x.shape)])
+    assert f"bundle.json says float32 [batch, {y.shape[1]}]" in told([x], [Port(y.name, x.shape)])
 
 
 @pytest.mark.parametrize(
@@ -167,7 +183,9 @@ def test_an_answer_that_is_no_number_and_an_empty_self_test_are_refused(copy: Pa
     np.savez(copy / "selftest.npz", input=np.full_like(x, np.nan), output=y)
     assert "answers are off by" in _refusal(copy)
     np.savez(copy / "selftest.npz", input=x[:0], output=y[:0])
-    assert "answers are off by" in _refusal(copy)
+    assert "holds no row to test with" in _refusal(copy)
+    np.savez(copy / "selftest.npz", input=x, output=y[:3])
+    assert "holds arrays of unequal length" in _refusal(copy)
 
 
 def test_a_bundle_without_its_tolerance_is_refused(copy: Path) -> None:
