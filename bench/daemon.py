@@ -6,18 +6,14 @@ frames differ; each is decompressed, searched, indexed, refined, published and w
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +21,7 @@ import numpy.typing as npt
 from bench.frames import Recipe, frames
 from bench.patterns import GEOMETRY_C
 from bench.report import Report
-from daemon.demo.station import free_ports
-from grainwatch.commands.status import ask
-from grainwatch.config import ConfigError
-from pipelines.laue.lauetools_files import write_det
+from bench.rig import counts, process, wait_until, write_config
 from pipelines.results_files import read_results, results_files
 
 WORKERS = 2
@@ -160,20 +153,20 @@ def through_a_daemon(
     with tempfile.TemporaryDirectory(prefix="grainwatch-bench-") as scratch:
         place = Path(scratch)
         address = write_config(place, workers, config, bundle)
-        with _process(
+        with process(
             place / "daemon.txt", "-m", "grainwatch", "run", str(place / "grainwatch.toml")
         ) as front:
-            _wait(place, front, lambda status: status["state"] == "running", START_S)
+            wait_until(place, front, lambda status: status["state"] == "running", START_S)
             count = str(10**9 if not rate_hz else round(rate_hz * (seconds + 2)))
             arguments = ["-m", "bench.frames", str(folder), address, str(rate_hz), count]
-            with _process(place / "detector.txt", *arguments) as detector:
-                _wait(place, front, lambda status: status["streams"][0]["done"] >= 10, START_S)
+            with process(place / "detector.txt", *arguments) as detector:
+                wait_until(place, front, lambda status: status["streams"][0]["done"] >= 10, START_S)
                 run, begin, end = _watch(place, front, detector, seconds)
                 if not rate_hz:
                     detector.terminate()
                 detector.wait(60)
-            _wait(place, front, lambda status: not status["streams"][0]["in_flight"], START_S)
-            run.counts = _counts(place)
+            wait_until(place, front, lambda status: not status["streams"][0]["in_flight"], START_S)
+            run.counts = counts(place)
             front.send_signal(signal.SIGTERM)
             if front.wait(30):
                 raise RuntimeError((place / "daemon.txt").read_text())
@@ -195,11 +188,11 @@ def _watch(
     groups = {"front": [front.pid], "workers": _children(front.pid), "detector": [detector.pid]}
     daemon = [*groups["front"], *groups["workers"]]
     before = {name: sum(map(_cpu_s, pids)) for name, pids in groups.items()}
-    done, began, begin = _counts(place)["done"], time.monotonic(), time.time()
+    done, began, begin = counts(place)["done"], time.monotonic(), time.time()
     while (passed := time.monotonic() - began) < seconds:
         run.pss_bytes.append(sum(map(_pss_bytes, daemon)))
         time.sleep(min(0.5, seconds - passed))
-    run.rate_hz = (_counts(place)["done"] - done) / (time.monotonic() - began)
+    run.rate_hz = (counts(place)["done"] - done) / (time.monotonic() - began)
     run.seconds = time.monotonic() - began
     run.core_share = {
         name: (sum(map(_cpu_s, pids)) - before[name]) / run.seconds for name, pids in groups.items()
@@ -212,80 +205,6 @@ def _check(run: Run) -> None:
     bad = {k: run.counts[k] for k in ("failed", "dropped", "lost", "missing", "in_flight") if run.counts[k]}
     if bad or run.counts["received"] != run.counts["done"]:
         raise RuntimeError(f"not every frame was done: {run.counts}")
-
-
-def write_config(place: Path, workers: int, more: str, bundle: Sequence[str]) -> str:
-    """Write calibration and configuration; return the address that the detector binds."""
-    write_det(place / "geometry_c.det", GEOMETRY_C, material="Cu")
-    detector, results, catch_up = (f"tcp://127.0.0.1:{port}" for port in free_ports(3))
-    # All that is not said is as grainwatch init leaves it, but for the network.
-    (place / "grainwatch.toml").write_text(
-        f"""
-[daemon]
-state_dir = "{place}/state"
-runtime_dir = "{place}/run"
-workers = {workers}
-[streams.laue.source]
-type = "dectris-v2"
-address = "{detector}"
-[streams.laue.pipeline]
-type = "laue"
-materials = ["Cu"]
-geometry = "{place}/geometry_c.det"
-bundle = {json.dumps(list(bundle))}
-[sinks.zmq]
-results = "{results}"
-catch_up = "{catch_up}"
-results_dir = "{place}/results"
-[sinks.hdf5]
-folder = "{place}/results"
-{more}
-"""
-    )
-    return detector
-
-
-@contextmanager
-def _process(log: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("wb") as said:
-        process = subprocess.Popen([sys.executable, *arguments], stdout=said, stderr=said)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _status(place: Path) -> dict[str, Any]:
-    status: dict[str, Any] = ask(place / "run" / "control.sock", {"command": "status"})["status"]
-    return status
-
-
-def _counts(place: Path) -> dict[str, int]:
-    stream = _status(place)["streams"][0]
-    names = ("received", "done", "failed", "dropped", "lost", "missing", "in_flight")
-    return {name: int(stream[name]) for name in names}
-
-
-def _wait(
-    place: Path, front: subprocess.Popen[bytes], what: Callable[[dict[str, Any]], bool], timeout_s: float
-) -> None:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            if what(_status(place)):
-                return
-        except ConfigError:
-            pass  # it has not opened its control socket yet
-        if front.poll() is not None or time.monotonic() > deadline:
-            logs = "\n".join(path.read_text() for path in sorted(place.glob("*.txt")))
-            raise RuntimeError(f"the daemon does not get on:\n{logs}")
-        time.sleep(0.1)
 
 
 def _children(pid: int) -> list[int]:

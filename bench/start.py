@@ -11,8 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.daemon import START_S, WORKERS, write_config
+from bench.daemon import START_S, WORKERS
 from bench.report import Report
+from bench.rig import write_config
 
 ASKED_S = 10.0
 

@@ -13,6 +13,7 @@ import select
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 
 from daemon.flow.compute import compute
@@ -65,7 +66,8 @@ def _serve(connection: Connection, ring_fd: int) -> None:
     ring = RingView(ring_fd, setup.slots, setup.slot_bytes)
     if setup.background:
         # The cores are its own only while nobody else has work for them.
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        with suppress(OSError):  # a sandbox may forbid it; then it takes its share
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     try:
         config, config_hash = parse_config(setup.config, setup.where)
         pipelines = build_pipelines(config, config_hash, setup.where, setup.models)
