@@ -7,28 +7,21 @@ the crystal's rotation (`observe`). `DriftWatch` compares each with all before i
 
 x̄ the mean of the frames so far weighted by C⁻¹, are independent as long as nothing moves, although the
 true values are unknown (Brown, Durbin & Evans, J. R. Stat. Soc. B 37, 149, 1975). Whitened, they
-feed a multivariate exponentially weighted moving average z_t = λ y_t + (1 − λ) z_{t−1}, and |z| above a
-limit is an alarm (Lowry, Woodall, Champ & Rigdon, Technometrics 34, 46, 1992). The limit follows from
-the mean number of frames between false alarms that is asked for: |z| is a Markov chain, because y has
-no direction (Runger & Prabhu, J. Am. Stat. Assoc. 91, 1701, 1996).
+feed a moving average that raises the alarm (`pipelines.control_chart`).
 
-One wild frame (a beam that stumbled, a crystal mistaken for another) is no drift: |y| is cut at
-a value that chance hardly reaches and that raises no alarm alone (λ up to 0.2 or so), and such a
-frame does not enter x̄.
+One wild frame (a beam that stumbled, a crystal mistaken for another) is no drift: its weight is bounded
+there, and it does not enter x̄.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import brentq
-from scipy.special import chndtr
 
+from pipelines.control_chart import EwmaChart
 from pipelines.laue.calibration_fit import CORE_MEDIANS, CORE_VARIANCE, PARAMETERS, Geometry, linearise
 
 FloatArray = npt.NDArray[np.float64]
@@ -39,12 +32,7 @@ in single frames."""
 
 _DIMENSIONS = 3
 _FITTED = (0, 1, 2, 5, 6, 7)  # dd, xcen, ycen, rotation: columns of `linearise`
-_STATES = 120
-_LEAST_MEMORY = 0.01
-"""With less the steps of |z| become as narrow as the rings of `_STATES`, and the limit too high."""
 _FEWEST_SPOTS = 6
-_WILD = 5.0
-"""Normal |y| of three components exceeds it once in 65 000 frames."""
 _MOST_SUSPECTS = 100
 _LEAST_EIGENVALUE = 1e-9  # of normal equations with a diagonal of ones
 
@@ -189,23 +177,15 @@ class DriftWatch:
         memory: float = 0.1,
         jitter: npt.ArrayLike = (0.0, 0.0, 0.0),
     ) -> None:
-        if not _LEAST_MEMORY <= memory <= 1.0:
-            raise ValueError(f"memory {memory:g}: expected {_LEAST_MEMORY:g} to 1")
-        if not 10.0 <= frames_between_false_alarms <= 1e9:
-            raise ValueError(
-                f"frames_between_false_alarms {frames_between_false_alarms:g}: expected 10 to 1e9"
-            )
         self._jitter = np.diag(np.square(np.asarray(jitter, dtype=np.float64)))
         self._lambda = memory
-        self.limit = alarm_limit(frames_between_false_alarms, memory, _DIMENSIONS)
-        # With so large a λ that a frame alone may raise an alarm it is meant to.
-        self._wild = _WILD if memory * _WILD < self.limit else math.inf
+        self._chart = EwmaChart(frames_between_false_alarms, memory, _DIMENSIONS)
+        self.limit = self._chart.limit
         self._frames = 0
         self._alarm_frame = -1
         self._square_sum, self._freedom = 0.0, 0
         self._precision, self._weighted = np.zeros((3, 3)), np.zeros(3)
         self._suspects: deque[tuple[FloatArray, FloatArray, bool]] = deque(maxlen=_MOST_SUSPECTS)
-        self._z = np.zeros(3)
         self._recent, self._recent_covariance, self._recent_weight = np.zeros(3), np.zeros((3, 3)), 0.0
 
     def update(self, seen: Observation) -> Drift:
@@ -220,13 +200,9 @@ class DriftWatch:
             mean_covariance = np.linalg.inv(self._precision)
             mean = mean_covariance @ self._weighted
             lower = np.linalg.cholesky(covariance + mean_covariance)
-            y = np.linalg.solve(lower, seen.change - mean)
-            length = float(np.linalg.norm(y))
-            wild = length > self._wild
-            self._z = (
-                self._lambda * (y * (self._wild / length) if wild else y) + (1.0 - self._lambda) * self._z
-            )
-        statistic = float(np.linalg.norm(self._z))
+            y = np.asarray(np.linalg.solve(lower, seen.change - mean), dtype=np.float64)
+            wild = self._chart.take(y)
+        statistic = self._chart.statistic
         if statistic > self.limit and self._alarm_frame < 0:
             self._alarm_frame = self._frames
         if self._alarm_frame == self._frames:
@@ -272,41 +248,3 @@ class DriftWatch:
         self._recent = keep * self._recent + self._lambda * change
         self._recent_covariance = keep**2 * self._recent_covariance + self._lambda**2 * covariance
         self._recent_weight = keep * self._recent_weight + self._lambda
-
-
-def frames_to_false_alarm(limit: float, memory: float, dimensions: int) -> float:
-    """Return the mean number of steps until |z| first exceeds a limit, from z = 0, without drift.
-
-    Parameters
-    ----------
-    limit : float
-        On |z|.
-    memory : float
-        λ.
-    dimensions : int
-        Of the standard normal y.
-    """
-    # States are rings of |z|; |z'|²/λ² is a noncentral χ² about the ring's middle.
-    width = 2.0 * limit / (2 * _STATES - 1)
-    middle = np.arange(_STATES) * width
-    edges = (np.arange(_STATES) + 0.5) * width
-    noncentral = np.square((1.0 - memory) * middle / memory)
-    below = chndtr(np.square(edges / memory)[None, :], float(dimensions), noncentral[:, None])
-    transition = np.diff(below, axis=1, prepend=0.0)
-    lengths = np.linalg.solve(np.eye(_STATES) - transition, np.ones(_STATES))
-    return float(lengths[0])
-
-
-@cache
-def alarm_limit(frames: float, memory: float, dimensions: int) -> float:
-    """Return the limit on |z| with this mean number of frames between false alarms."""
-    spread = math.sqrt(memory / (2.0 - memory))  # standard deviation of a component of z in the long run
-
-    def excess(limit: float) -> float:
-        return math.log(frames_to_false_alarm(limit * spread, memory, dimensions) / frames)
-
-    # Steps of 1: far beyond the answer the mean would be no finite number.
-    high = 1.0
-    while excess(high) < 0.0:
-        high += 1.0
-    return float(brentq(excess, high - 1.0 + 1e-6, high, xtol=1e-6)) * spread

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import chi2
 from testkit.laue import AREA, CALIBRATION, phase, random_turns, turn_about
 
 from pipelines.laue.calibration_fit import Geometry, vector_of, with_vector
 from pipelines.laue.drift import (
     DriftWatch,
     Observation,
-    alarm_limit,
-    frames_to_false_alarm,
     observe,
 )
 from pipelines.laue.forward import simulate_spots
@@ -38,18 +35,6 @@ class Stream:
         # The orientation comes from an indexer: a little off.
         told = turn_about([1.0, 2.0, -1.0], 0.02) @ rotation
         return observe(self.reference, spots.hkl @ self.of.material.B0.T, xy, told)
-
-
-@pytest.mark.parametrize(("dimensions", "published"), [(2, 8.66), (4, 12.73)])
-def test_limits_are_the_published_ones(dimensions: int, published: float) -> None:
-    # Limits on |z|² (2 − λ)/λ for a mean of 200 at λ = 0.1: Prabhu & Runger, J. Qual. Technol. 29, 8 (1997).
-    limit = alarm_limit(200.0, 0.1, dimensions)
-    assert limit**2 * 1.9 / 0.1 == pytest.approx(published, rel=0.005)
-
-
-def test_without_memory_it_is_the_test_of_each_frame() -> None:
-    assert alarm_limit(100.0, 1.0, 3) ** 2 == pytest.approx(chi2.ppf(0.99, 3), rel=1e-5)
-    assert frames_to_false_alarm(np.sqrt(chi2.ppf(0.9, 2)), 1.0, 2) == pytest.approx(10.0, rel=1e-6)
 
 
 def test_an_observation_is_the_move_whatever_the_crystal_does() -> None:
