@@ -1,0 +1,1 @@
+"""Micrographs: what an SEM file says of itself, preparation, morphology, drift."""

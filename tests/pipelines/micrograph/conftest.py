@@ -1,0 +1,16 @@
+"""Real micrographs: third-party, outside the repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def micrographs(truth_dir: Path) -> Path:
+    """The folder of real micrographs; the test is skipped where it is absent."""
+    found = truth_dir.parent / "micrographs"
+    if not found.is_dir():
+        pytest.skip("third-party micrographs are absent")
+    return found
