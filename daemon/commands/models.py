@@ -162,6 +162,9 @@ def add(
     config: ConfigFile,
     bundle: Annotated[str, typer.Argument(help="A bundle's folder, or the name of one that comes along.")],
     note: Annotated[str, typer.Option(help="Where it is from, for those who see it in the list.")] = "",
+    version: Annotated[
+        str, typer.Option("--as", metavar="VERSION", help="Give it this version in place of its own.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Verify a bundle and put a copy of it into the registry, as a candidate."""
@@ -172,7 +175,7 @@ def add(
         raise ConfigError(f"models: {error}") from error
     with _site(config) as site:
         _self_test(load_bundle(folder))
-        model = site.registry.add(folder, operator(), note or str(folder))
+        model = site.registry.add(folder, operator(), note or str(folder), version)
         if as_json:
             _print_json({**_facts(model), "streams": site.streams(model.name)})
             return

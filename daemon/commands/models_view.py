@@ -14,12 +14,14 @@ from pipelines.engines.bundle import Description
 
 #: What the tables need; a narrower terminal wraps their lines.
 WIDTH = 120
+_WIDTH_OF_PIPE = 10_000
 
 
 def console() -> Console:
-    """Return where to print: without colours and frames into a pipe, and wide enough for a table."""
+    """Return where to print, wide enough for a table; into a pipe a row is a line."""
     found = Console(soft_wrap=True)
-    return found if found.width >= WIDTH else Console(soft_wrap=True, width=WIDTH)
+    width = WIDTH if found.is_terminal else _WIDTH_OF_PIPE
+    return found if found.width >= width else Console(soft_wrap=True, width=width)
 
 
 def plain(text: object) -> str:

@@ -8,12 +8,16 @@ import re
 import secrets
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
+import msgspec
+
 from daemon.models.registry_file import RegistryError, give_to_owner_of, make_folder
-from pipelines.engines.bundle import MANIFEST, Bundle, BundleError, load_bundle
+from pipelines.engines.bundle import DESCRIPTION, MANIFEST, Bundle, BundleError, load_bundle, write_bundle
 
 #: What may be the name of a folder, on every system and in every shell.
 _SAFE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
@@ -65,8 +69,9 @@ class BundleStore:
             if isinstance(error, BundleError):
                 raise RegistryError(f"{bundle.folder}: cannot be copied: {error}") from error
             if isinstance(error, OSError):
+                where = error.filename or parent
                 raise RegistryError(
-                    f"{bundle.folder}: cannot be copied to {parent}: {error.strerror or error}"
+                    f"{bundle.folder}: cannot be copied: {where}: {error.strerror or error}"
                 ) from error
             raise
         return unfinished
@@ -86,6 +91,27 @@ class BundleStore:
             _sync_folder(place.parent)
         except OSError as error:
             raise RegistryError(f"{place}: cannot be made: {error.strerror or error}") from error
+
+
+@contextmanager
+def renumbered(bundle: Bundle, version: str) -> Iterator[Bundle]:
+    """Give a bundle with another version, which is there as long as the context.
+
+    Raises
+    ------
+    RegistryError
+        If it cannot be written.
+    """
+    with TemporaryDirectory(prefix="grainwatch-") as folder:
+        # In a folder of the same name, which the errors name.
+        copy = Path(folder) / bundle.folder.name
+        files = {name: content for name, content in bundle.files.items() if name != DESCRIPTION}
+        try:
+            write_bundle(copy, msgspec.structs.replace(bundle.description, version=version), files)
+            other = load_bundle(copy)
+        except (OSError, BundleError) as error:
+            raise RegistryError(f"{bundle.folder}: cannot be renumbered: {error}") from error
+        yield other
 
 
 def discard(folder: Path) -> None:

@@ -68,8 +68,9 @@ def put(db: sqlite3.Connection, model: int, row: Comparison, kept: int) -> None:
             row.frame,
             row.channel,
             row.live_sha256,
-            row.agree,
-            msgspec.json.encode(row.figures).decode(),
+            bool(row.agree),
+            # Figures are often numbers of NumPy.
+            msgspec.json.encode(row.figures, enc_hook=float).decode(),
             row.live_ms,
             row.shadow_ms,
             row.error,

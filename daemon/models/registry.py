@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from daemon.models import comparisons
-from daemon.models.bundle_store import BundleStore, discard
+from daemon.models.bundle_store import BundleStore, discard, renumbered
 from daemon.models.comparisons import Comparison
 from daemon.models.registry_file import RegistryError, RegistryFile
 from grainwatch.config import did_you_mean
@@ -177,10 +177,11 @@ class Registry:
 
     # Changes.
 
-    def add(self, folder: Path, by: str, note: str = "") -> Model:
+    def add(self, folder: Path, by: str, note: str = "", version: str = "") -> Model:
         """Verify a bundle and take a copy of it as a candidate.
 
         The same bundle again is no error: the model there is is returned, its copy mended if need be.
+        With a `version` the copy gets this one in place of its own, and so another sha256.
 
         Raises
         ------
@@ -191,6 +192,13 @@ class Registry:
             bundle = load_bundle(folder)
         except BundleError as error:
             raise RegistryError(str(error)) from error
+        if version in ("", bundle.description.version):
+            return self._add(bundle, by, note)
+        with renumbered(bundle, version) as other:
+            before = f"version {bundle.description.version} ({bundle.sha256[:8]}) renumbered"
+            return self._add(other, by, f"{note}; {before}" if note else before)
+
+    def _add(self, bundle: Bundle, by: str, note: str) -> Model:
         there = self._there(bundle)
         if there is not None:
             try:

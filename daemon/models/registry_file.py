@@ -122,8 +122,8 @@ class RegistryFile:
             raise RegistryError(f"the model registry {self.path}: {error}") from error
         except sqlite3.DatabaseError as error:
             raise RegistryError(
-                f"the model registry {self.path} is damaged ({error}): move the file away and add the models"
-                f" again; their bundles lie in {self.path.parent / 'bundles'}"
+                f"the model registry {self.path} is damaged ({error}): move {self.path.name}* away and add"
+                f" the models again; their bundles lie in {self.path.parent / 'bundles'}"
             ) from error
 
     def _open_for_reading(self) -> sqlite3.Connection | None:
@@ -242,4 +242,6 @@ def give_to_owner_of(folder: Path, *paths: Path) -> None:
     if os.name == "posix" and os.geteuid() == 0:
         owner = folder.stat()
         for path in paths:
-            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+            # Not every root may do so.
+            with suppress(PermissionError):
+                os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)

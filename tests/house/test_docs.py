@@ -28,6 +28,7 @@ FIRST_STEPS = DOCS / "tutorial" / "first-steps.md"
 PLUG_IN = DOCS / "how-to" / "write-a-plug-in.md"
 WATCH_A_FOLDER = DOCS / "how-to" / "watch-a-folder.md"
 PUSH_IMAGES = DOCS / "how-to" / "push-images.md"
+EXCHANGE_MODELS = DOCS / "how-to" / "exchange-models.md"
 READ_RESULTS = DOCS / "how-to" / "read-results-files.md"
 EXAMPLES = sorted((ROOT / "deploy" / "examples").glob("*.toml"))
 PORTS = ("31001", "31100", "31101")
@@ -243,6 +244,15 @@ def test_pushing_images_as_written(tmp_path: Path) -> None:
     assert "series 'scan7': 3 images taken" in printed
     assert "3 were there already" in printed
     assert "laue: received 3, done 3, failed 0, dropped 0, lost 0, missing 0" in printed
+
+
+@pytest.mark.system
+def test_exchanging_models_as_written(tmp_path: Path) -> None:
+    printed = run(script_of(EXCHANGE_MODELS, {}), tmp_path)
+    assert re.search(r"laue-Cu-residual \S+ .* is in the registry: candidate", printed)
+    assert "is active; no daemon runs" in printed
+    assert "intact, passes its self-test" in printed
+    assert "laue: received 1, done 1, failed 0" in printed
 
 
 # References.
