@@ -109,8 +109,8 @@ def _swaps(report: Report, folder: Path, said: str) -> None:
         accounts["received"] - len(results) + foreign,
         "frames",
         at_most=0,
-        conditions=f"of {accounts['received']}, probation {PROBATION} frames; that an answer is of one version"
-        f" as a whole is tested in tests/system/test_models.py; {said}",
+        conditions=f"of {accounts['received']}, probation {PROBATION} frames; that an answer is of one"
+        f" version as a whole is tested in tests/system/test_models.py; {said}",
     )
     report.add(
         f"{swaps} swaps, latency that the slowest frame has more",

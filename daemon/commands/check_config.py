@@ -11,7 +11,10 @@ import msgspec
 import typer
 
 from daemon.commands.run import enter_folder_of
+from daemon.configuration import Configuration
 from daemon.flow.plugins import Plugin, pipeline_plugin, sink_plugins, source_plugin
+from daemon.models.at_work import AtWork
+from daemon.models.registry import Registry
 from grainwatch.config import Config, ConfigError, EdgeTable, ScanTable, read_config
 
 _ADDRESS = re.compile(r"^(tcp)://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+|\*):(\d+)$|^(ipc|inproc)://(.+)$")
@@ -40,6 +43,9 @@ def describe(config: Config, config_hash: str, where: str) -> list[str]:
         For the first thing that cannot be used: names the key and what was expected.
     """
     daemon, streams, sinks = [], [], []
+    registry = Registry(Path(config.daemon.state_dir))
+    at_work = AtWork.of(Configuration(config, config_hash, b"", where), registry)
+    registry.close()
     folders = {"state_dir": config.daemon.state_dir, "runtime_dir": config.daemon.runtime_dir}
     for key, folder in folders.items():
         _check_folder(Path(folder), f"{where}: daemon.{key}")
@@ -50,7 +56,7 @@ def describe(config: Config, config_hash: str, where: str) -> list[str]:
     for name, table in config.streams.items():
         source = source_plugin(name, table, where)
         notes = _check_plugin(source)
-        pipeline = pipeline_plugin(name, table, config_hash, where)
+        pipeline = pipeline_plugin(name, table, config_hash, where, at_work.models, config.engines)
         built = pipeline.build()
         streams.append(f"stream {name}: {table.source['type']} -> {table.pipeline['type']}")
         # What decides over the science comes first; a pipeline says it of itself.

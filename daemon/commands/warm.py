@@ -17,8 +17,11 @@ import typer
 
 import pipelines
 from daemon.commands.run import enter_folder_of
+from daemon.configuration import Configuration
 from daemon.flow.plugins import build_pipelines
-from grainwatch.config import ConfigError, read_config
+from daemon.models.at_work import AtWork
+from daemon.models.registry import Registry
+from grainwatch.config import ConfigError
 from pipelines.kernels import cache_dir, compilations
 
 
@@ -32,9 +35,12 @@ def warm(
     with announced() as announcement:
         folder = compile_kernels()
         if config is not None:
-            parsed, config_hash = read_config(config)
             enter_folder_of(config)
-            build_pipelines(parsed, config_hash, str(config))
+            configuration = Configuration.read(Path(config.name), str(config))
+            registry = Registry(Path(configuration.config.daemon.state_dir))
+            models = AtWork.of(configuration, registry).models
+            registry.close()
+            build_pipelines(configuration.config, configuration.config_hash, configuration.where, models)
     if announcement.made:
         print(f"compiled in {time.perf_counter() - began:.0f} s, into {folder}")
     else:

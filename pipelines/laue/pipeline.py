@@ -22,8 +22,19 @@ from pipelines.engines.bundle import BundleError
 from pipelines.engines.flavours import EngineError
 from pipelines.engines.shipped import find_bundle
 from pipelines.files import reason
-from pipelines.frame import Aggregator, BadFrame, Failure, Frame, ModelRef, StreamContext, Watch
+from pipelines.frame import (
+    Aggregator,
+    Agreement,
+    BadFrame,
+    Comparer,
+    Failure,
+    Frame,
+    ModelRef,
+    StreamContext,
+    Watch,
+)
 from pipelines.laue.analysis import FrameAnalysis, LaueAnalysis, LaueSettings, read_mask
+from pipelines.laue.compare import compare_crystals
 from pipelines.laue.crystal import load_material
 from pipelines.laue.drift_watch import DriftTable, ReferenceWatch, observation_of
 from pipelines.laue.geometry import DetectorArea
@@ -307,3 +318,16 @@ def aggregator(config: Config, context: StreamContext, series_uid: str) -> Aggre
 def watch(config: Config, context: StreamContext) -> Watch | None:
     """Return what watches the detector of a stream; None where no reference crystal is named."""
     return None if config.drift is None else ReferenceWatch(config.drift)
+
+
+def comparer(config: Config, context: StreamContext) -> Comparer:
+    """Return what compares the crystals of two models."""
+    materials = map(load_material, config.materials)
+    groups = {material.name: material.proper_point_group for material in materials}
+
+    def compare(live: AnyMessage, other: AnyMessage) -> Agreement:
+        if not isinstance(live, LaueResult) or not isinstance(other, LaueResult):
+            raise TypeError("expected two results of the Laue pipeline")
+        return compare_crystals(live, other, groups)
+
+    return compare
