@@ -18,6 +18,7 @@ import numpy.typing as npt
 import typer
 import zmq
 
+from daemon.sources.areadetector import simulator as areadetector_simulator
 from daemon.sources.bluesky import simulator as bluesky_simulator
 from daemon.sources.dectris import v1_simulator as dectris_v1_simulator
 from daemon.sources.dectris import v2_simulator as dectris_v2_simulator
@@ -142,6 +143,68 @@ def dectris_v2(
         )
 
     _run("dectris-v2", [*(frames or []), *(more_frames or [])], options, as_json=as_json)
+
+
+@app.command("areadetector")
+def areadetector(
+    more_frames: MoreFrames = None,
+    frames: Frames = None,
+    bind: Annotated[str | None, typer.Option(help="Address to listen on. [tcp://127.0.0.1:1234]")] = None,
+    connect: Connect = None,
+    pattern: Annotated[
+        str, typer.Option(help="pub, for all who subscribe, or push, for one reader.")
+    ] = "pub",
+    version: Annotated[str, typer.Option(help="The plug-in's: 1.4, or 1.3 (shape as x, y).")] = "1.4",
+    rate: Rate = 20.0,
+    count: Count = None,
+    repeat: Repeat = 1,
+    series: Annotated[int, typer.Option(help="How often the counter of arrays starts over.")] = 1,
+    first_id: Annotated[int, typer.Option(help="Number of the first array.")] = 1,
+    algorithm: Annotated[str, typer.Option(help="none, bslz4, lz4hdf5 or lz4.")] = "none",
+    scan: Annotated[str | None, typer.Option(help="Points of a raster scan, x first: 41x31.")] = None,
+    step_um: Annotated[float, typer.Option(help="Distance of the points.")] = 1.0,
+    snake: Annotated[bool, typer.Option(help="Every second line runs backwards.")] = False,
+    high_water_mark: Annotated[int, typer.Option(help="Messages buffered before it drops arrays.")] = 1000,
+    linger: Linger = 30.0,
+    wait: Wait = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send files as EPICS areaDetector does (ZeroMQ plug-in, JSON header and pixels, PUB or PUSH socket)."""
+    address = _address("areadetector", bind, connect, "tcp://127.0.0.1:1234")
+    shape = _points("areadetector", scan) if scan else ()
+    stopping = _stop_flag()
+    try:
+        options = areadetector_simulator.Options(
+            address=address,
+            bind=connect is None,
+            pattern=pattern,
+            version=version,
+            rate_hz=rate,
+            count=count,
+            repeat=repeat,
+            series=series,
+            first_id=first_id,
+            algorithm=algorithm,
+            scan=ScanTable(shape=shape, step_um=(step_um,) * len(shape), snake=snake) if shape else None,
+            high_water_mark=high_water_mark,
+            linger_s=linger,
+            peer_timeout_s=wait,
+        )
+        files = expand([*(frames or []), *(more_frames or [])])
+        if not files:
+            raise ConfigError("simulate areadetector: --frames: give at least one file")
+        simulator = areadetector_simulator.Simulator(_pixels(files), options, lambda: bool(stopping))
+    except (ValueError, BadFrame) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"simulate areadetector: {error}") from error
+    except zmq.ZMQError as error:
+        raise ConfigError(f"simulate areadetector: {address} cannot be used: {error.strerror}") from error
+    print(f"{len(files)} files; {pattern.upper()} on {simulator.address}", file=sys.stderr, flush=True)
+    report = simulator.run()
+    print(json.dumps(asdict(report)) if as_json else str(report), flush=True)
+    if not report.complete:
+        raise typer.Exit(1)
 
 
 @app.command("bluesky")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from daemon.sources.base import Arrival, Bad, SeriesEnd, SeriesStart
 from daemon.sources.dectris.v2_codec import decode_message
-from tests.wire import fuzz, fuzz_dectris_v1, fuzz_dectris_v2, fuzz_push, golden
+from tests.wire import fuzz, fuzz_areadetector, fuzz_dectris_v1, fuzz_dectris_v2, fuzz_push, golden
 
 # Messages to each decoder; `make fuzz` runs 100,000.
 MESSAGES_EACH = 1000
@@ -72,7 +72,7 @@ def test_broken_messages(case: fuzz.Case, seed: int) -> None:
 
 def test_the_fuzzer_reaches_the_pixels() -> None:
     """Or it proves nothing of the decompressors."""
-    for case in (fuzz_dectris_v1.CASE, fuzz_dectris_v2.CASE):
+    for case in (fuzz_dectris_v1.CASE, fuzz_dectris_v2.CASE, fuzz_areadetector.CASE):
         counts = fuzz.run(700, 3, [case])[case.name].counts
         assert counts["Bad"] > 100, case.name
         assert counts["Arrival"] > 50, case.name
@@ -86,7 +86,7 @@ def test_the_fuzzer_reaches_what_is_pushed() -> None:
 
 
 def test_the_long_form_runs_all_of_them() -> None:
-    assert {"DECTRIS Stream V1", "DECTRIS Stream V2"} <= {case.name for case in CASES}
+    assert {"DECTRIS Stream V1", "DECTRIS Stream V2", "areaDetector ZMQ"} <= {case.name for case in CASES}
     outcomes = fuzz.run(4 * len(CASES), 5)
     assert all(outcome.counts.total() >= 4 for outcome in outcomes.values())
 
