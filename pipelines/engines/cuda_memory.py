@@ -118,6 +118,8 @@ class Buffer:
         weakref.finalize(self, runtime.cudaFree, self.device)
         raw = np.ctypeslib.as_array((ctypes.c_byte * size).from_address(pinned))
         self.host: npt.NDArray[Any] = raw.view(dtype).reshape(shape)
+        # What lay there before could be an index that reaches out of a table.
+        self.host[:] = 0
 
     @property
     def address(self) -> int:

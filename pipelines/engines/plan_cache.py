@@ -85,6 +85,8 @@ def locked(path: Path) -> Iterator[None]:
         except BlockingIOError:
             _log.info("%s: another process is at it; waiting", path)
             fcntl.flock(handle, fcntl.LOCK_EX)
+        for left in lock.parent.glob(f".{path.name}.[0-9]*"):  # by one that was killed while it wrote
+            left.unlink(missing_ok=True)
         yield
     finally:
         os.close(handle)

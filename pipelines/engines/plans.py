@@ -142,8 +142,8 @@ class Listener:
         self.logger: Any = None
 
     @classmethod
-    def attach(cls, trt: Any) -> Listener:
-        """Return one for a flavour."""
+    def attach(cls, trt: Any, *, to_run: bool = False) -> Listener:
+        """Return one for a flavour: to build with it, or to run what was built."""
         listener = cls()
 
         class Logger(trt.ILogger):  # type: ignore[misc]
@@ -152,7 +152,7 @@ class Listener:
 
             def log(self, severity: Any, message: str) -> None:
                 # That there is no driver is no error where nothing is to run.
-                if severity <= trt.Logger.Severity.ERROR and "cudaError 35" not in message:
+                if severity <= trt.Logger.Severity.ERROR and (to_run or "cudaError 35" not in message):
                     listener.errors.append(message)
 
         listener.logger = Logger()

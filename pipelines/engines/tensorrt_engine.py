@@ -70,7 +70,7 @@ class TensorrtEngine:
         ports = ports_of(bundle)
         self.inputs, self.outputs = ports
         built = build_engine(bundle, flavour, cuda, precision, batch, folder)
-        self._said = Listener.attach(trt)
+        self._said = Listener.attach(trt, to_run=True)
         self._batch = built.key.batch
         try:
             self._plan = _loaded(trt, self._said, built)
