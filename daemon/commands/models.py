@@ -29,9 +29,10 @@ from daemon.control import SOCKET_NAME
 from daemon.models.registry import Model, Registry, RegistryError, operator
 from daemon.models.resolve import model_name, names_of, resolve, without_registry
 from grainwatch.commands.status import ask
-from grainwatch.config import ConfigError
+from grainwatch.config import ConfigError, EnginesTable
 from pipelines.engines.bundle import Bundle, BundleError, load_bundle
-from pipelines.engines.onnxruntime_engine import OnnxEngine
+from pipelines.engines.choice import open_engine
+from pipelines.engines.flavours import EngineError
 from pipelines.engines.shipped import find_bundle, shipped_bundles
 
 #: A daemon has to warm a model before it answers.
@@ -65,6 +66,7 @@ class _Site:
     control: Path
     bundles: dict[str, tuple[str, ...]]
     share: float
+    engines: EnginesTable
 
     @property
     def names(self) -> list[str]:
@@ -88,8 +90,9 @@ def _site(config: Path) -> Iterator[_Site]:
     registry = Registry(Path(table.state_dir))
     bundles = {stream: plugin.models for stream, plugin in configuration.pipelines().items()}
     control = Path(table.runtime_dir) / SOCKET_NAME
+    share, engines = configuration.config.models.shadow_share, configuration.config.engines
     try:
-        yield _Site(registry, control, bundles, configuration.config.models.shadow_share)
+        yield _Site(registry, control, bundles, share, engines)
     except (RegistryError, BundleError) as error:
         raise ConfigError(f"models: {error}") from error
     finally:
@@ -174,7 +177,7 @@ def add(
     except BundleError as error:
         raise ConfigError(f"models: {error}") from error
     with _site(config) as site:
-        _self_test(load_bundle(folder))
+        _self_test(load_bundle(folder), site.engines)
         model = site.registry.add(folder, operator(), note or str(folder), version)
         if as_json:
             _print_json({**_facts(model), "streams": site.streams(model.name)})
@@ -196,7 +199,7 @@ def verify(
         chosen = [] if version else site.registry.models(name)
         if name and not chosen:
             chosen = [site.registry.find(name, version)]
-        problems = {id(m): _problem(site.registry, m) for m in chosen}
+        problems = {id(m): _problem(site, m) for m in chosen}
         if as_json:
             _print_json({"models": [{**_facts(m), "problem": problems[id(m)]} for m in chosen]})
         else:
@@ -226,19 +229,18 @@ def shadow(
     with _site(config) as site:
         among = ("shadow",) if stop else _AT_HAND
         model = site.registry.find(site.name(name), version, among)
-        part = 0.0 if stop else site.share if share is None else share
+        part = site.share if share is None else share
         if not stop:
-            _check(site.registry, model)
+            _check(site, model)
 
         def alone(by: str) -> tuple[str, Model]:
-            state = "candidate" if stop else "shadow"
-            changed = site.registry.set_state(model, state, by, why, part)
-            return (
-                "is a candidate again" if stop else f"computes {part:.3g} of the frames in the shadow",
-                changed,
-            )
+            if stop:
+                return "is in the shadow no more", site.registry.set_state(model, "candidate", by, why)
+            did = f"computes {100 * part:.3g} % of the frames in the shadow"
+            return did, site.registry.set_state(model, "shadow", by, why, part)
 
-        _do(site, "shadow", model, {"share": part, "why": why}, alone, as_json)
+        how: dict[str, Any] = {"stop": True} if stop else {"share": part}
+        _do(site, "shadow", model, {**how, "why": why}, alone, as_json)
 
 
 @app.command()
@@ -248,7 +250,7 @@ def activate(
     """Have a model serve the streams that name it, in place of the one that does; no frame is lost."""
     with _site(config) as site:
         model = site.registry.find(site.name(name), version, _AT_HAND)
-        _check(site.registry, model)
+        _check(site, model)
 
         def alone(by: str) -> tuple[str, Model]:
             return "is active", site.registry.set_state(model, "active", by, why)
@@ -266,7 +268,7 @@ def rollback(config: ConfigFile, name: Name, why: Why = "", as_json: AsJson = Fa
         if model is None:
             raise RegistryError(f"model {name}: there is nothing to roll back, no version is active")
         if previous is not None:
-            _check(registry, previous)
+            _check(site, previous)
         elif site.streams(name) and without_registry(name, site.names) is None:
             raise RegistryError(
                 f"model {name}: no version was active before {model.version}, and nothing of that name comes"
@@ -328,7 +330,7 @@ def _answers(control: Path) -> bool:
     return True
 
 
-def _check(registry: Registry, model: Model) -> None:
+def _check(site: _Site, model: Model) -> None:
     """Refuse a model that the daemon could not use.
 
     Raises
@@ -336,16 +338,20 @@ def _check(registry: Registry, model: Model) -> None:
     RegistryError, BundleError
         If its files are not what was added, or it fails its self-test.
     """
-    _self_test(registry.verify(model))
+    _self_test(site.registry.verify(model), site.engines)
 
 
-def _self_test(bundle: Bundle) -> None:
-    OnnxEngine(bundle)
-
-
-def _problem(registry: Registry, model: Model) -> str:
+def _self_test(bundle: Bundle, engines: EnginesTable) -> None:
+    """Run the network as the daemon would, which tests it with the batch of its bundle."""
     try:
-        _check(registry, model)
+        open_engine(bundle, engines)
+    except EngineError as error:
+        raise BundleError(f"{bundle.folder}: {error}") from error
+
+
+def _problem(site: _Site, model: Model) -> str:
+    try:
+        _check(site, model)
     except (RegistryError, BundleError) as error:
         return str(error)
     return ""

@@ -228,8 +228,9 @@ class Registry:
     def set_state(self, model: Model, state: str, by: str, why: str = "", share: float = 0.0) -> Model:
         """Change the state of a model; return it as it is then.
 
-        A model that becomes active retires the one that was, at the same moment. One that was active
-        retires to none: its name then means what it does without the registry.
+        A model that becomes active retires the one that was, at the same moment; one that goes into the
+        shadow makes the one there a candidate. An active one that retires leaves none: its name then
+        means what it does without the registry.
 
         Raises
         ------
@@ -246,7 +247,10 @@ class Registry:
             if state not in _TRANSITIONS[now]:
                 raise RegistryError(_refusal(model, now, state))
             if state == "active":
-                self._retire_active(db, model.name, by, f"version {model.version} became active")
+                self._relieve(db, model, "active", "retired", by, f"version {model.version} became active")
+            elif state == "shadow":
+                instead = f"version {model.version} went into the shadow"
+                self._relieve(db, model, "shadow", "candidate", by, instead)
             if "active" in (state, now):
                 db.execute(
                     "INSERT INTO serving (name, model) VALUES (?, ?)",
@@ -271,7 +275,9 @@ class Registry:
                 raise RegistryError(f"model {name}: there is nothing to roll back, no version was activated")
             before = self._previous(db, name)
             db.execute("DELETE FROM serving WHERE id = ?", (top,))
-            self._retire_active(db, name, by, why)
+            for active in self._models(db, name):
+                if active.state == "active":
+                    self._change(db, self._row(db, active)[0], "active", "retired", by, why, 0.0)
             if before is not None:
                 row, now = self._row(db, before)
                 self._change(db, row, now, "active", by, why, 0.0)
@@ -373,10 +379,11 @@ class Registry:
         cursor = db.execute(f"INSERT INTO models ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", model)
         self._note(db, int(cursor.lastrowid or 0), "", STATES[0], by, note, 0.0)
 
-    def _retire_active(self, db: sqlite3.Connection, name: str, by: str, why: str) -> None:
-        active = db.execute("SELECT id FROM models WHERE name = ? AND state = 'active'", (name,)).fetchone()
-        if active is not None:
-            self._change(db, int(active[0]), "active", "retired", by, why, 0.0)
+    def _relieve(self, db: sqlite3.Connection, model: Model, state: str, to: str, by: str, why: str) -> None:
+        """Have the other version that is in a state, of which there is one a name, leave it."""
+        for other in self._models(db, model.name):
+            if other.state == state and other.version != model.version:
+                self._change(db, self._row(db, other)[0], state, to, by, why, 0.0)
 
     def _change(
         self, db: sqlite3.Connection, row: int, now: str, state: str, by: str, why: str, share: float

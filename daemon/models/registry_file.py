@@ -27,6 +27,7 @@ CREATE TABLE models (
     sha256 TEXT NOT NULL, state TEXT NOT NULL, share REAL NOT NULL, added REAL NOT NULL,
     added_by TEXT NOT NULL, note TEXT NOT NULL, UNIQUE (name, version));
 CREATE UNIQUE INDEX one_active ON models (name) WHERE state = 'active';
+CREATE UNIQUE INDEX one_shadow ON models (name) WHERE state = 'shadow';
 CREATE TABLE history (
     id INTEGER PRIMARY KEY, model INTEGER NOT NULL REFERENCES models (id), time REAL NOT NULL,
     who TEXT NOT NULL, from_state TEXT NOT NULL, to_state TEXT NOT NULL, why TEXT NOT NULL,

@@ -103,8 +103,8 @@ def test_a_new_version_from_the_folder_to_the_stream_and_back(
 
     assert run("activate", "Cu", V0) == f"{CU} {V0} ({SHA0}) is active; {ALONE}\n"
     said = run("shadow", "Cu", "--share", "0.2")
-    assert said == f"{CU} 0.2.0 ({sha256[:8]}) computes 0.2 of the frames in the shadow; {ALONE}\n"
-    assert "is a candidate again" in run("shadow", "Cu", "--stop")
+    assert said == f"{CU} 0.2.0 ({sha256[:8]}) computes 20 % of the frames in the shadow; {ALONE}\n"
+    assert "is in the shadow no more" in run("shadow", "Cu", "--stop")
     assert store.find(CU, "0.2.0").state == "candidate"
     run("shadow", "Cu")
     assert store.find(CU, "0.2.0").share == 0.25
@@ -307,7 +307,7 @@ def test_a_daemon_does_it_itself(
         {**common, "do": "activate", "version": "1", "why": "better"},
         {**common, "do": "shadow", "version": "1", "why": "", "share": 0.4},
         {**common, "do": "shadow", "version": "1", "why": "", "share": 0.25},
-        {**common, "do": "shadow", "version": "1", "why": "", "share": 0.0},
+        {**common, "do": "shadow", "version": "1", "why": "", "stop": True},
         {**common, "do": "rollback", "version": "", "why": ""},
     ]
 

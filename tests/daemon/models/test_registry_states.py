@@ -1,4 +1,4 @@
-"""Whatever is done in whatever order: one active model a name, and a rollback leads to the one before."""
+"""In whatever order: one version is active, one in the shadow, and a rollback leads to the one before."""
 
 from __future__ import annotations
 
@@ -83,6 +83,11 @@ class Registries(RuleBasedStateMachine):
             return
         changed = self.registry.set_state(model, to, "who", "why", share=0.5)
         assert (changed.state, changed.share) == (to, 0.5 if to == "shadow" else 0.0)
+        if to == "shadow":
+            for key, state in self.states.items():
+                if key[0] == name and state == "shadow" and key != (name, version):
+                    self.states[key] = "candidate"
+                    self.events += 1
         if to == "active":
             self.retire_active(name)
             self.stacks[name].append(version)
@@ -125,6 +130,7 @@ class Registries(RuleBasedStateMachine):
     @invariant()
     def one_active_a_name_and_the_one_before_it(self) -> None:
         for name in NAMES:
+            assert [m.state for m in self.registry.models(name)].count("shadow") <= 1
             actives = [m.version for m in self.registry.models(name) if m.state == "active"]
             assert len(actives) <= 1
             stack = [None, None, *self.stacks[name]]
