@@ -139,7 +139,7 @@ def _shadow(report: Report, folder: Path, said: str) -> None:
         for number in range(2 * pairs):
             shadowed = number % 2 == 1
             if number:
-                at.do("shadow", model, **({"share": SHARE} if shadowed else {"stop": True}))
+                at.do("shadow", model, share=SHARE if shadowed else 0)
             time.sleep(1.0)
             begin = time.time()
             time.sleep(seconds)

@@ -238,11 +238,11 @@ class ModelExchange:
     def _shadow(self, request: Request) -> Answer:
         who, why = _who(request), request.get("why", "")
         model = self._registry.find(request["name"], request.get("version", ""))
-        if request.get("stop"):
+        share = _share(request, self.at_work.configuration.config.models.shadow_share)
+        if not share:
             self._registry.set_state(model, "candidate", who, why)
             self._shadows.end(model.name)
             return _answer(model, "is in the shadow no more")
-        share = _share(request, self.at_work.configuration.config.models.shadow_share)
         if not self.at_work.streams_of(model.name):
             raise RegistryError(f"no stream uses {model.name}: there is nothing to compare it with")
         if model.state == "active":
@@ -265,8 +265,8 @@ def _share(request: Request, default: float) -> float:
     share = request.get("share")
     if share is None:
         share = default
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-        raise ValueError(f"share: expected more than 0 and at most 1, got {share!r}")
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise ValueError(f"share: expected 0 to 1, got {share!r}")
     return float(share)
 
 

@@ -113,6 +113,8 @@ def _show(reply: dict[str, Any]) -> None:
             console.print(f"{stream['stream']}: {stream['watch']}", highlight=False)
         if stream["last_error"]:
             console.print(f"{stream['stream']}: last error: {stream['last_error']}", highlight=False)
+    for line in (*reply.get("engines", ()), *_of_models(reply.get("models", {}))):
+        console.print(line, highlight=False)
     for edge in state["edges"]:
         if edge["dropped"] or edge["filled"] >= edge["depth"]:
             full = f"{edge['filled']} of {edge['depth']} filled, {edge['dropped']} dropped"
@@ -121,6 +123,17 @@ def _show(reply: dict[str, Any]) -> None:
         console.print(f"{where}: {error}", highlight=False)
     for line in reply.get("unbalanced", []):
         console.print(f"accounts do not balance: {line}", highlight=False)
+
+
+def _of_models(models: dict[str, Any]) -> list[str]:
+    lines = [f"model {models['on_probation']}: on probation"] if models.get("on_probation") else []
+    for name, shadow in models.get("in_shadow", {}).items():
+        computed = shadow["offered"] - shadow["passed_over"]
+        lines.append(
+            f"model {name} {shadow['version']}: in the shadow of {100 * shadow['share']:.3g} % of the frames,"
+            f" {computed} computed, {shadow['passed_over']} passed over"
+        )
+    return lines
 
 
 def _duration(seconds: float) -> str:

@@ -75,9 +75,10 @@ class Config(Table, frozen=True, kw_only=True):
     max_crystals : int
         Upper bound on the crystals of a frame.
     bundle : list of str
-        Model bundles, one a material: folders, or the names of those that come with grainwatch (Cu,
-        Si, Ge, GaN, ZrO2). Empty for the classical search. A bundle that is made for another material
-        or geometry is not used, and the results are flagged.
+        Model bundles, one a material: folders, the names of those that come with grainwatch (Cu, Si,
+        Ge, GaN, ZrO2), for which a version that is active in the registry stands in, or names of the
+        registry. Empty for the classical search. A bundle that is made for another material or geometry
+        is not used, and the results are flagged.
     reuse_neighbours : bool
         Judge the crystals of the frame before first; faster in a scan of large grains.
     map_tolerance_deg : float

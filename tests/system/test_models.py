@@ -316,7 +316,7 @@ def test_a_model_in_the_shadow_is_compared_and_never_published(lab: Lab) -> None
     lab.bundle("second", 2)
     lab.ask("activate", "second", 2)
     eventually(lambda: lab.models()["in_shadow"], LONG_S)
-    lab.ask("shadow", "first", 2, stop=True)
+    lab.ask("shadow", "first", 2, share=0)
     assert lab.models()["in_shadow"] == {}
     assert lab.states("first") == {"2": "candidate"}
     eventually(lambda: len(lab.daemon.workers()) == 4, LONG_S)  # two of them in reserve
@@ -332,7 +332,7 @@ def test_a_model_that_fails_in_the_shadow_harms_nobody(lab: Lab) -> None:
     model = lab.registry.find("first", "2")
     rows = eventually(lambda: lab.registry.comparisons(model), LONG_S)
     assert all("this model raises" in row.error for row in rows)
-    with pytest.raises(ConfigError, match="share: expected more than 0 and at most 1, got 2"):
+    with pytest.raises(ConfigError, match="share: expected 0 to 1, got 2"):
         lab.ask("shadow", "first", 2, share=2)
     # What was tried in the shadow can be activated; then there is no shadow any more.
     lab.bundle("first", 3)
