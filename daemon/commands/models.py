@@ -300,14 +300,15 @@ def _do(site: _Site, what: str, model: Model, more: dict[str, Any], alone: _Alon
     else:
         begin = time.monotonic()
         did, changed = alone(by)
+        did = f"{changed.name} {changed.version} ({changed.sha256[:8]}) {did}"
         answer = {"did": did, "name": changed.name, "version": changed.version, "sha256": changed.sha256}
         answer["took_s"] = time.monotonic() - begin
     answer = {**answer, "daemon": answers, "remark": _remark(site, model.name)}
     if as_json:
         _print_json(answer)
         return
-    print(f"{answer['name']} {answer['version']} ({answer['sha256'][:8]}) {answer['did']}", end="")
-    print(f"; {answer['took_s']:.1f} s" if answers else "; no daemon runs: it counts from its next start")
+    rest = f"{answer['took_s']:.1f} s" if answers else "no daemon runs: it counts from its next start"
+    print(f"{answer['did']}; {rest}")
     _print_remark(answer["remark"])
 
 
