@@ -151,9 +151,7 @@ def areadetector(
     frames: Frames = None,
     bind: Annotated[str | None, typer.Option(help="Address to listen on. [tcp://127.0.0.1:1234]")] = None,
     connect: Connect = None,
-    pattern: Annotated[
-        str, typer.Option(help="pub, for all who subscribe, or push, for one reader.")
-    ] = "pub",
+    pattern: Annotated[str, typer.Option(help="pub (all who subscribe) or push (one reader).")] = "pub",
     version: Annotated[str, typer.Option(help="The plug-in's: 1.4, or 1.3 (shape as x, y).")] = "1.4",
     rate: Rate = 20.0,
     count: Count = None,

@@ -142,8 +142,11 @@ def header_fields(part: Part) -> tuple[dict[str, Any], str]:
             raise
         said = str(view, "utf-8", "replace")
         repaired = _NOT_A_NUMBER.sub(lambda m: m[0] if m[0].startswith('"') else "null", said)
-        without = repaired.partition('"ndattr"')[0].rstrip().removesuffix(",") + "}"
-        for candidate, left_out in ((repaired, ""), (without, f"NDAttributes left out: {error}")):
+        front, key, _ = repaired.partition('"ndattr"')
+        candidates = [(repaired, "")]
+        if key:
+            candidates.append((front.rstrip().removesuffix(",") + "}", f"NDAttributes left out: {error}"))
+        for candidate, left_out in candidates:
             try:
                 return json_object(candidate.encode(), "header"), left_out
             except BadFrame:
