@@ -276,7 +276,7 @@ def _who(request: Request) -> str:
 
 def _answer(model: Model, did: str) -> Answer:
     return {
-        "did": f"{model.name} {model.version} ({model.sha256[:8]}) {did}",
+        "did": did,
         "name": model.name,
         "version": model.version,
         "sha256": model.sha256,

@@ -49,7 +49,8 @@ class ModelPipeline:
         self.seen = 0
 
     def engines(self) -> list[str]:
-        return [str(engine.about) for engine in self.engines_]
+        versions = self.model.version.split("+")
+        return [f"{version}: {e.about}" for version, e in zip(versions, self.engines_, strict=True)]
 
     def warm(self) -> None:
         pass
