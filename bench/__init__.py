@@ -33,6 +33,7 @@ BENCHES = (
         "indexing", "bench.indexing", "peaks to refined crystals: time, found, false, misorientation, strain"
     ),
     Bench("lauenn", "bench.lauenn", "networks: classes right and honest, crystals and time with and without"),
+    Bench("engines", "bench.engines", "what runs the networks, in how many bits: time, answers, crystals"),
     Bench("calibrate", "bench.calibrate", "calibration: converged starts, residual, sigmas; drift watch"),
     Bench("maps", "bench.maps", "map points a second, grains linked"),
     Bench("source", "bench.source", "decoding of detector messages"),

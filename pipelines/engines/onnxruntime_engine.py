@@ -58,7 +58,9 @@ class OnnxEngine:
         model, plain = bundle.file(MODEL), precision == "fp32" and device == "cpu"
         try:
             if not plain:
-                model = in_precision(model, precision, read_self_test(bundle, ports).inputs)
+                model = in_precision(
+                    model, precision, read_self_test(bundle, ports).inputs, for_cpu=device == "cpu"
+                )
             self._session = open_session(model, device)
         except EngineError as error:
             if plain:

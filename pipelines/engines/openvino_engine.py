@@ -52,7 +52,7 @@ class OpenVinoEngine:
         self.inputs, self.outputs = ports
         model = bundle.file(MODEL)
         if precision == "int8":
-            model = in_precision(model, precision, read_self_test(bundle, ports).inputs)
+            model = in_precision(model, precision, read_self_test(bundle, ports).inputs, for_cpu=True)
         options = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             # Workers share the cores.

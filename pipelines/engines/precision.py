@@ -26,7 +26,9 @@ _CALIBRATION_ROWS: Final = 32
 Inputs = Mapping[str, npt.NDArray[Any]]
 
 
-def in_precision(model: bytes, precision: str, calibration: Inputs | None = None) -> bytes:
+def in_precision(
+    model: bytes, precision: str, calibration: Inputs | None = None, *, for_cpu: bool = False
+) -> bytes:
     """Return ONNX in the asked precision; inputs and outputs stay float32.
 
     Parameters
@@ -37,6 +39,9 @@ def in_precision(model: bytes, precision: str, calibration: Inputs | None = None
         "fp32" returns it as it is.
     calibration : mapping of str to array, optional
         Typical inputs, needed for "int8": the range of every activation is taken from them.
+    for_cpu : bool
+        Of integers, those that a CPU multiplies fastest (unsigned by signed) instead of those that TensorRT
+        takes (signed, zero in the middle, biases not in integers).
 
     Raises
     ------
@@ -52,9 +57,7 @@ def in_precision(model: bytes, precision: str, calibration: Inputs | None = None
     try:
         import onnx
     except ImportError as error:
-        raise EngineError(
-            f"precision {precision} needs the package onnx: pip install 'grainwatch[tensorrt-rtx]'"
-        ) from error
+        raise EngineError(f"precision {precision} needs the package onnx: pip install onnx") from error
     try:
         parsed = onnx.load_from_string(model)
     except Exception as error:  # protobuf has errors of its own
@@ -62,7 +65,9 @@ def in_precision(model: bytes, precision: str, calibration: Inputs | None = None
     if precision == "int8" and not calibration:
         raise EngineError("precision int8 needs typical inputs, and the bundle holds none")
     try:
-        return _integer(parsed, calibration) if calibration and precision == "int8" else _half(parsed)
+        if calibration and precision == "int8":
+            return _integer(parsed, calibration, for_cpu)
+        return _half(parsed)
     except Exception as error:  # the converters raise whatever they stumble over
         raise EngineError(f"the network cannot be put into {precision}: {one_line(error)}") from error
 
@@ -76,7 +81,7 @@ def _half(parsed: Any) -> bytes:
         return bytes(convert_float_to_float16(parsed, keep_io_types=True).SerializeToString())
 
 
-def _integer(parsed: Any, calibration: Inputs) -> bytes:
+def _integer(parsed: Any, calibration: Inputs, for_cpu: bool) -> bytes:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     batches = _batches(calibration)
@@ -93,10 +98,11 @@ def _integer(parsed: Any, calibration: Inputs) -> bytes:
             Reader(),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            activation_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8 if for_cpu else QuantType.QInt8,
             weight_type=QuantType.QInt8,
-            # TensorRT wants zero in the middle, and takes no biases in integers.
-            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
+            extra_options={}
+            if for_cpu
+            else {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
         )
         return out.read_bytes()
 

@@ -352,3 +352,40 @@ def test_capacity() -> None:
     assert [capacity_for(n, Batch(1, 2, 100)) for n in (1, 2, 3, 64, 65, 100)] == [1, 2, 4, 64, 100, 100]
     assert [capacity_for(n, Batch(8, 8, 8)) for n in (8,)] == [8]
     assert capacity_for(9, Batch(5, 8, 100)) == 10
+
+
+# On a real card.
+
+
+@pytest.mark.parametrize("name", sorted(shipped_bundles()))
+def test_a_real_card_answers_as_onnxruntime_does(name: str, tmp_path: Path) -> None:
+    cuda = probe()
+    if lack := cuda.lacks(RTX.needs_cuda):
+        pytest.skip(f"no GPU for TensorRT: {lack}")
+    bundle = load_bundle(shipped_bundles()[name])
+    peer, given = OnnxEngine(bundle), read_self_test(bundle).inputs["features"]
+    for batch in (None, Batch(32, 32, 32)):
+        engine = TensorrtEngine(bundle, RTX, cuda, batch=batch, folder=tmp_path)
+        for rows in (1, 31, 32, 500, 3000):
+            x = np.resize(given, (rows, given.shape[1]))
+            np.testing.assert_allclose(
+                engine.run({"features": x})["probability"],
+                peer.run({"features": x})["probability"],
+                atol=1e-3,
+            )
+
+
+def test_the_script_for_cards_says_what_is_lacking() -> None:
+    if not probe().problem:
+        pytest.skip("there is a driver here")
+    answer = subprocess.run(
+        [str(ROOT / "bench" / "gpu.sh")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+        env={**os.environ, "PYTHON": sys.executable},
+    )
+    assert answer.returncode == 3
+    assert answer.stderr == f"gpu.sh: no GPU: {probe().problem}\n"
+    assert answer.stdout == ""
