@@ -12,15 +12,18 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.micrograph.grey import ByteImage
+from pipelines.micrograph.grey import ByteImage, histogram
+
+#: A data bar is at most so much of the image's height.
+MOST_SHARE: Final = 0.30
 
 _TOLERANCE: Final = 10  # grey levels that compression changes a background by
 _LEAST_ROWS: Final = 10
 _LEAST_SHARE: Final = 0.015  # of the image's height
-_MOST_SHARE: Final = 0.30
 _BACKGROUND: Final = 0.30  # least share of a row of text
 _MEAN_BACKGROUND: Final = 0.55
 _EDGE: Final = 0.25  # by so much the share of the background falls at the upper edge
+_LINE: Final = 0.95  # share of a frame's line that has its grey
 _GAP: Final = 3  # rows of a frame or of a separating line
 _INK_LEVELS: Final = 50
 _INK: Final = (0.004, 0.45)  # share of pixels that are text, scale and logo
@@ -41,27 +44,26 @@ def find_data_bar(image: ByteImage) -> int:
     least = max(_LEAST_ROWS, int(_LEAST_SHARE * rows))
     if rows < 2 * _LEAST_ROWS or columns < 2 * _LEAST_ROWS:
         return 0
-    lowest = image[-least:]
-    grey = int(np.argmax(np.bincount(lowest.ravel(), minlength=256)))
+    grey = int(np.argmax(histogram(image[-least:])))
     height, share = _height(image, grey)
-    if height < least:
+    top = height + _frame_lines(image[: rows - height])
+    alone = top == rows and columns >= _FLATTEST * rows
+    if height < least or (top > MOST_SHARE * rows and not alone):
         return 0
-    bar = image[rows - height :]
     if float(share[:height].mean()) < _MEAN_BACKGROUND:
         return 0
-    ink = float(np.mean(np.abs(bar.astype(np.int16) - grey) > _INK_LEVELS))
-    if not _INK[0] <= ink <= _INK[1]:
+    counts = histogram(image[rows - height :]) / (height * columns)
+    distance = np.abs(np.arange(256) - grey)
+    if not _INK[0] <= float(counts[distance > _INK_LEVELS].sum()) <= _INK[1]:
         return 0
     # Where nothing was filmed nothing flickers.
-    if float(np.mean(np.abs(bar.astype(np.int16) - grey) <= _FLAT_LEVELS)) < _FLAT:
+    if float(counts[distance <= _FLAT_LEVELS].sum()) < _FLAT:
         return 0
-    if height == rows:
-        return int(rows) if columns >= _FLATTEST * rows else 0
-    if height > _MOST_SHARE * rows:
-        return 0
-    above = share[height : height + 2 * _GAP]
+    if alone:
+        return int(rows)
+    above = share[top : top + 2 * _GAP]
     edge = share[max(height - 2 * _GAP, 0) : height]
-    return height if float(np.max(edge)) - float(np.mean(above)) >= _EDGE else 0
+    return top if float(np.max(edge)) - float(np.mean(above)) >= _EDGE else 0
 
 
 def _height(image: ByteImage, grey: int) -> tuple[int, npt.NDArray[np.float64]]:
@@ -74,13 +76,22 @@ def _height(image: ByteImage, grey: int) -> tuple[int, npt.NDArray[np.float64]]:
     width = np.uint8(min(2 * _TOLERANCE, grey + _TOLERANCE))
     share = np.empty(rows)
     height = known = 0
-    while known < rows and known <= height + 3 * _GAP:
+    while known < rows and known <= height + 4 * _GAP:
         chunk = image[max(rows - known - _CHUNK, 0) : rows - known][::-1]
         # Unsigned: what is darker than the range wraps around to above it.
         share[known : known + len(chunk)] = ((chunk - lowest) <= width).mean(axis=1)
         known += len(chunk)
         height = _below_gap(share[:known])
     return height, share[:known]
+
+
+def _frame_lines(above: ByteImage) -> int:
+    """Return how many rows above a bar are the upper line of its frame: of one grey, and few."""
+    nearest = above[: -2 - _GAP : -1].astype(np.int16)
+    own = np.abs(nearest - np.median(nearest, axis=1, keepdims=True)) <= _TOLERANCE
+    other = np.flatnonzero(own.mean(axis=1) < _LINE)
+    lines = int(other[0]) if other.size else len(nearest)
+    return lines if lines <= _GAP else 0
 
 
 def _below_gap(share: npt.NDArray[np.float64]) -> int:

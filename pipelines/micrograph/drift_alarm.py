@@ -173,10 +173,11 @@ class DriftAlarm:
         if y is None:
             return
         self._chart.take(y)
-        self._pairs += 1
-        self._products += float(y @ self._last)
-        self._squares += float(y @ y)
-        self._last = y
+        if self._alarm_image < 0:  # what comes after a change is alike because of it
+            self._pairs += 1
+            self._products += float(y @ self._last)
+            self._squares += float(y @ y)
+            self._last = y
         if self._chart.statistic > self._chart.limit and self._alarm_image < 0:
             self._alarm_image = self._images - 1
 

@@ -25,13 +25,14 @@ TWO_LEVELS: Final = "two_levels"
 TRUE_COLOUR: Final = "true_colour"
 """More than 0.1 % of the pixels are coloured: the luminance is used."""
 NOT_FINITE: Final = "not_finite"
-"""Some pixels are NaN or infinite: they are made black."""
+"""Some pixels are NaN, infinite or beyond 1e30: they are made black."""
 
 #: Percentiles that become black and white, in images that are not 8-bit.
 PERCENTILES: Final = (0.1, 99.9)
 #: Larger images are refused unless the caller says otherwise.
 MAX_PIXELS: Final = 1 << 27
 
+_LARGEST: Final = 1e30  # no detector says more, and squares still have a value
 _SAMPLE: Final = 1 << 20  # pixels that percentiles are taken from
 _BAND: Final = 1 << 20  # pixels that are worked on at a time
 _LUMINANCE: Final = np.array([0.299, 0.587, 0.114])  # Rec. ITU-R BT.601
@@ -71,6 +72,7 @@ def to_grey(
     pixels: npt.NDArray[Any],
     percentiles: tuple[float, float] = PERCENTILES,
     max_pixels: int = MAX_PIXELS,
+    sample_rows: int | None = None,
 ) -> Grey:
     """Return an image as 8-bit grey; needs two to three bytes a pixel beside the input.
 
@@ -82,6 +84,8 @@ def to_grey(
     percentiles : (float, float)
         What becomes black and white in images that are not 8-bit.
     max_pixels : int
+    sample_rows : int, optional
+        So many rows at the top decide over the contrast; None for all.
 
     Raises
     ------
@@ -92,7 +96,9 @@ def to_grey(
     flat, flags = _one_channel(pixels)
     if flat.dtype == np.uint8:
         return _of_bytes(flat, flags)
-    return _stretched(flat, percentiles, flags)
+    if flat.dtype == np.bool_:
+        return _of_bytes(flat.astype(np.uint8) * np.uint8(255), flags)
+    return _stretched(flat, percentiles, flags, sample_rows or len(flat))
 
 
 def check_size(pixels: npt.NDArray[Any], max_pixels: int = MAX_PIXELS) -> None:
@@ -168,44 +174,44 @@ def _of_bytes(pixels: ByteImage, flags: list[str]) -> Grey:
     return Grey(image, counts, mean / 255.0, std / 255.0, dark, bright, tuple(flags))
 
 
-def _stretched(pixels: npt.NDArray[Any], percentiles: tuple[float, float], flags: list[str]) -> Grey:
-    if pixels.dtype.kind == "b":
-        return _of_bytes(pixels.astype(np.uint8) * np.uint8(255), flags)
+def _stretched(
+    pixels: npt.NDArray[Any], percentiles: tuple[float, float], flags: list[str], sample_rows: int
+) -> Grey:
     rows, columns = pixels.shape
     step = max(1, int(np.ceil(np.sqrt(pixels.size / _SAMPLE))))
-    sample = pixels[::step, ::step].astype(np.float64).ravel()
-    sample = sample[np.isfinite(sample)]
+    sample = pixels[:sample_rows:step, ::step].ravel()
+    if pixels.dtype.kind == "f":
+        sample = sample[np.abs(sample) <= _LARGEST].astype(np.float64)
     if not sample.size:
         image = np.zeros(pixels.shape, dtype=np.uint8)
         return Grey(image, histogram(image), np.nan, np.nan, 1.0, 0.0, (*flags, NOT_FINITE, ONE_GREY))
-    black, white = (float(value) for value in np.percentile(sample, percentiles))
+    black, white = _percentiles(sample, percentiles)
+    centre = float(sample[0])  # sums of squares about a value that occurs lose no digits
     low, high, total, squares, finite = np.inf, -np.inf, 0.0, 0.0, 0
     for band in bands(rows, columns):
         values = pixels[band].astype(np.float64)
-        values = values[np.isfinite(values)]
+        values = values[np.abs(values) <= _LARGEST]
         if values.size:
             low, high = min(low, float(values.min())), max(high, float(values.max()))
             finite += values.size
-            total += float(np.sum(values - black))
-            squares += float(np.sum(np.square(values - black)))
+            values -= centre
+            total += float(np.sum(values))
+            squares += float(np.sum(np.square(values)))
     if white <= black:  # hardly any pixel differs from the rest
         black, white = low, high
-        offset = float(np.percentile(sample, percentiles[0])) - black
-    else:
-        offset = 0.0
     bottom, top = _ends(pixels.dtype, low, high)
+    span = white - black if white > black else 1.0
     image = np.empty(pixels.shape, dtype=np.uint8)
     n_dark = n_bright = 0
-    scale = 255.0 / (white - black) if white > black else 0.0
     for band in bands(rows, columns):
         values = pixels[band].astype(np.float64)
-        n_dark += int(np.count_nonzero(values <= bottom))
-        n_bright += int(np.count_nonzero(values >= top))
-        grey = np.nan_to_num((np.clip(values, black, white) - black) * scale, nan=0.0)
-        image[band] = np.rint(grey)
+        good = np.abs(values) <= _LARGEST
+        values = np.where(good, values, black)
+        n_dark += int(np.count_nonzero(good & (values <= bottom)))
+        n_bright += int(np.count_nonzero(good & (values >= top)))
+        image[band] = np.rint((np.clip(values, black, white) - black) / span * 255.0)
     if finite < pixels.size:
         flags.append(NOT_FINITE)
-        image[~np.isfinite(pixels)] = 0
     counts = histogram(image)
     if low == high:
         flags.append(ONE_GREY)
@@ -213,9 +219,22 @@ def _stretched(pixels: npt.NDArray[Any], percentiles: tuple[float, float], flags
         flags.append(TWO_LEVELS)
     full = float(np.iinfo(pixels.dtype).max) if pixels.dtype == np.uint16 else 1.0
     shift = total / finite
-    mean = (black + offset + shift) / full
-    std = float(np.sqrt(max(squares / finite - shift * shift, 0.0))) / full
-    return Grey(image, counts, mean, std, n_dark / finite, n_bright / finite, tuple(flags))
+    std = float(np.sqrt(max(squares / finite - shift * shift, 0.0)))
+    return Grey(
+        image, counts, (centre + shift) / full, std / full, n_dark / finite, n_bright / finite, tuple(flags)
+    )
+
+
+def _percentiles(sample: npt.NDArray[Any], shares: tuple[float, float]) -> tuple[float, float]:
+    if sample.dtype.kind != "u" or sample.dtype.itemsize != 2:
+        low, high = np.percentile(sample, shares)
+        return float(low), float(high)
+    # Counting 65536 values is eight times as fast as sorting, and gives the same.
+    below = np.cumsum(np.bincount(sample, minlength=65536))
+    place = np.array(shares) / 100.0 * (sample.size - 1)
+    lower, upper = (np.searchsorted(below, rank(place), side="right") for rank in (np.floor, np.ceil))
+    low, high = lower + (upper - lower) * (place - np.floor(place))
+    return float(low), float(high)
 
 
 def _ends(dtype: np.dtype[Any], low: float, high: float) -> tuple[float, float]:

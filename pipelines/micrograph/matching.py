@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.micrograph.grey import ByteImage, histogram
+from pipelines.micrograph.grey import ByteImage, bands, histogram
 
 IntArray = npt.NDArray[np.int64]
 
@@ -70,4 +70,7 @@ class ReferenceHistogram:
     def match(self, image: ByteImage, counts: IntArray | None = None) -> ByteImage:
         """Return an image with this histogram; one pass over its pixels where `counts` are known."""
         table = self.lookup(histogram(image) if counts is None else counts)
-        return np.take(table, image)
+        matched = np.empty_like(image, order="C")
+        for band in bands(*image.shape):  # numpy makes indices eight times as large
+            matched[band] = table[image[band]]
+        return matched

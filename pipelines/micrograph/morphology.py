@@ -198,10 +198,9 @@ def patch_morphology(
     thresholds : (n,) int64, optional
         Levels above are bright; None takes Otsu's of each patch, as the paper does.
     paper_compat : bool
-        Count chords as the paper's published program does, which gives its Table II: every run of the phase
-        is a whole chord, also one that the edge cuts; but a line that begins and ends in the other phase
-        counts one chord less than it has (a line without any counts −1). Mean free paths come out too
-        large where grains are few.
+        Count chords as the paper's published program does: every run of the phase is a whole chord, also one
+        that the edge cuts; but of a line that begins and ends in the other phase one chord is missing (a line
+        without any counts −1). That overrates mean free paths, more the fewer grains there are.
 
     Raises
     ------

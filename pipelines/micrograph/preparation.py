@@ -18,9 +18,9 @@ import numpy.typing as npt
 from pipelines.frame import BadFrame
 from pipelines.micrograph import grey as grey_images
 from pipelines.micrograph.acquisition import UNKNOWN, Acquisition
-from pipelines.micrograph.data_bar import find_data_bar
+from pipelines.micrograph.data_bar import MOST_SHARE, find_data_bar
 from pipelines.micrograph.filters import median_filter
-from pipelines.micrograph.grey import ByteImage, Grey, check_size, to_grey
+from pipelines.micrograph.grey import ByteImage, check_size, to_grey
 from pipelines.micrograph.image_statistics import (
     TOO_SMALL,
     AcquisitionLimits,
@@ -137,19 +137,17 @@ def prepare(
     check_size(pixels, use.max_pixels)
     flags: list[str] = []
     bar = acquisition.data_bar_px
-    grey: Grey | None = None
     if bar is None:
-        grey = to_grey(pixels, use.percentiles, use.max_pixels)
-        bar = find_data_bar(grey.image)
+        # The black and white of a bar must not decide over the contrast.
+        above = max(1, round((1.0 - MOST_SHARE) * pixels.shape[0]))
+        bar = find_data_bar(to_grey(pixels, use.percentiles, use.max_pixels, above).image)
         if bar:
             flags.append(DATA_BAR_GUESSED)
-            grey = None  # the bar's black and white went into its contrast
     rows = pixels.shape[0] - bar
     if rows <= 0:
         empty = np.zeros((0, pixels.shape[1]), dtype=np.uint8)
         return Prepared(empty, empty, None, bar, (*flags, DATA_BAR_ONLY, TOO_SMALL))
-    if grey is None:
-        grey = to_grey(pixels[:rows], use.percentiles, use.max_pixels)
+    grey = to_grey(pixels[:rows], use.percentiles, use.max_pixels)
     filtered = median_filter(grey.image, use.median_px)
     statistics = drift_statistics(grey, filtered)
     flags += grey.flags
