@@ -10,24 +10,32 @@ import gc
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import islice
+from pathlib import Path
 
 import zmq
 
 from bench.report import Report
 from bench.source import frame
-from daemon.sources.base import Arrival
+from daemon.sources.areadetector import simulator as areadetector_simulator
+from daemon.sources.areadetector import source as areadetector
+from daemon.sources.base import Arrival, Source, SourceContext
 from daemon.sources.dectris import v1 as dectris_v1
 from daemon.sources.dectris import v1_simulator as dectris_v1_simulator
 from daemon.sources.dectris import v2 as dectris_v2
 from daemon.sources.dectris import v2_simulator as dectris_v2_simulator
 
 ASKED_PERCENT = 90.0
-FORMATS = {"V1": dectris_v1, "V2": dectris_v2}
-ALGORITHMS = ("bslz4", "none")  # about 0.4 MB and 8.4 MB
+FORMATS = {"Stream V1": dectris_v1, "Stream V2": dectris_v2, "areaDetector": areadetector}
+KINDS = {  # about 0.4 MB and 8.4 MB; areaDetector seldom compresses: 0.26 MB and 8.4 MB
+    "Stream V1": ("bslz4", "none"),
+    "Stream V2": ("bslz4", "none"),
+    "areaDetector": ("small", "none"),
+}
 HIGH_WATER_MARK = 32
 # What waits in the buffers of both ends when the clock would start: it comes as fast as it is asked for.
 AHEAD = 2 * HIGH_WATER_MARK + 10
@@ -37,15 +45,15 @@ LIMIT_S = 60.0
 def rows(report: Report) -> None:
     """Receive the same messages by either, in turn."""
     for name in FORMATS:
-        for algorithm in ALGORITHMS:
-            transport_row(report, name, algorithm)
+        for kind in KINDS[name]:
+            transport_row(report, name, kind)
 
 
-def transport_row(report: Report, name: str, algorithm: str) -> None:
+def transport_row(report: Report, name: str, kind: str) -> None:
     """Take the ratio of neighbouring runs: the machine may change its mind between them."""
     repeats = report.scale(full=31, quick=3)
-    count = {"bslz4": report.scale(full=600, quick=200), "none": report.scale(full=60, quick=20)}[algorithm]
-    command = [sys.executable, "-m", "bench.transport", name, algorithm, str(count), str(report.seed)]
+    count = report.scale(full=60, quick=20) if kind == "none" else report.scale(full=600, quick=200)
+    command = [sys.executable, "-m", "bench.transport", name, kind, str(count), str(report.seed)]
     bare_s, source_s = [], []
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sender:
         try:
@@ -66,7 +74,7 @@ def transport_row(report: Report, name: str, algorithm: str) -> None:
     ratios = [100 * bare / source for bare, source in zip(bare_s, source_s, strict=True)]
     per_s = [count / statistics.median(seconds) for seconds in (bare_s, source_s)]
     report.add(
-        f"transport, Stream {name}, {nbytes / 1e6:.2g} MB messages: source without analysis, of a bare PULL",
+        f"transport, {name}, {nbytes / 1e6:.2g} MB messages: source without analysis, of a bare PULL",
         statistics.median(ratios),
         "%",
         at_least=ASKED_PERCENT,
@@ -110,21 +118,31 @@ def _bare(sender: subprocess.Popen[str]) -> Iterator[None]:
 
 def _by_source(name: str, sender: subprocess.Popen[str]) -> Iterator[None]:
     """Take messages as the daemon does, up to the image whose pixels are still compressed."""
-    module = FORMATS[name]
-    config = module.Config(address="tcp://127.0.0.1:*", bind=True, high_water_mark=HIGH_WATER_MARK)
-    source = module.open_source(config, "bench")
     until = time.monotonic() + LIMIT_S
-    try:
-        _send_to(sender, source.address)
-        for event in source.events():
-            arrived = isinstance(event, Arrival)
-            del event  # as the bare reader drops its message before it asks for the next one
-            if arrived:
-                yield
-            elif time.monotonic() > until:
-                raise RuntimeError(f"no image in {LIMIT_S:.0f} s")
-    finally:
-        source.close()
+    with tempfile.TemporaryDirectory() as folder:
+        source, address = _opened(name, Path(folder))
+        try:
+            _send_to(sender, address)
+            for event in source.events():
+                arrived = isinstance(event, Arrival)
+                del event  # as the bare reader drops its message before it asks for the next one
+                if arrived:
+                    yield
+                elif time.monotonic() > until:
+                    raise RuntimeError(f"no image in {LIMIT_S:.0f} s")
+        finally:
+            source.close()
+
+
+def _opened(name: str, folder: Path) -> tuple[Source, str]:
+    """Return a source that is the one reader, and where it listens."""
+    module = FORMATS[name]
+    config = module.Config(
+        address="tcp://127.0.0.1:*", bind=True, role="primary", high_water_mark=HIGH_WATER_MARK
+    )
+    more = [SourceContext(folder)] if name == "areaDetector" else []
+    source = module.open_source(config, "bench", *more)
+    return source, source.address
 
 
 def _send_to(sender: subprocess.Popen[str], address: str) -> None:
@@ -132,16 +150,20 @@ def _send_to(sender: subprocess.Popen[str], address: str) -> None:
     print(address, file=sender.stdin, flush=True)
 
 
-def main(name: str, algorithm: str, count: str, seed: str) -> None:
+def main(name: str, kind: str, count: str, seed: str) -> None:
     """Send `count` messages to every address that is read, and those ahead of them."""
     pixels = frame(Report(seed=int(seed)).rng("source"), "uint16")
     now = datetime.now(UTC)
-    if name == "V1":
-        first = dectris_v1_simulator.encode_exposure(pixels, algorithm)
+    if name == "Stream V1":
+        first = dectris_v1_simulator.encode_exposure(pixels, kind)
         parts = dectris_v1_simulator.SeriesCoder(1, now).image(7, first, 0.05)
-    else:
-        second = dectris_v2_simulator.encode_exposure(pixels, ("threshold_1",), algorithm)
+    elif name == "Stream V2":
+        second = dectris_v2_simulator.encode_exposure(pixels, ("threshold_1",), kind)
         parts = dectris_v2_simulator.SeriesCoder(1, "bench", now).image(7, second, 0.05)
+    else:
+        third = areadetector_simulator.encode_exposure(pixels[:512, :256] if kind == "small" else pixels)
+        attributes = {"ColorMode": 0, "AcquireTime": 0.05, "SampleX": 1.25, "SampleY": -3.5}
+        parts = areadetector_simulator.encode_array(third, 7, 1e9, "1.4", attributes)
     print(sum(map(len, parts)), flush=True)
     with zmq.Context() as context:
         for line in sys.stdin:

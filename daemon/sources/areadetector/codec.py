@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 
 from daemon.sources.areadetector.header import (
@@ -41,8 +42,7 @@ _FRAMING: Final = struct.Struct(">QI")
 _LENGTH: Final = struct.Struct(">I")
 
 
-@dataclass(frozen=True, slots=True)
-class Array:
+class Array(msgspec.Struct, frozen=True):
     """What became of a message: an image, or the reason why there is none.
 
     Attributes
@@ -64,7 +64,7 @@ class Array:
     time_stamp: float | None = None
     image: EncodedImage | None = None
     reason: str = ""
-    attributes: dict[str, Any] = field(default_factory=dict)
+    attributes: dict[str, Any] = {}
     position_um: tuple[float, ...] | None = None
     complaint: str = ""
 
@@ -103,7 +103,7 @@ class Decoder:
                 frame, time_stamp = identity(fields)
                 header = read_header(fields, self.shape_order, complaint)
             frame, time_stamp = header.frame, header.time_stamp
-            nbytes = sum(len(part) for part in parts)
+            nbytes = sum(map(len, parts))
             if nbytes > self.max_message_bytes:
                 raise BadFrame(f"message of {nbytes} bytes, the limit is {self.max_message_bytes}")
             if len(parts) != 2:
@@ -144,33 +144,30 @@ def encoded_image(header: Header, blob: Part, max_bytes: int) -> EncodedImage:
         )
     algorithm = ENCODINGS[header.encoding]
     data = memoryview(blob).cast("B")
-    rows, columns = header.shape
-    element_bytes = np.dtype(header.pixel_type).itemsize
-    needed = rows * columns * element_bytes
-    if algorithm == "lz4-block" and data.nbytes == needed:
-        raise BadFrame(
-            f"lz4 blob of {needed} bytes is as long as its pixels: where it ends is not known."
-            " Set the Compressor of NDPluginCodec to BSLZ4, LZ4HDF5 or None"
-        )
-    if algorithm in ("lz4", "bslz4") and needed <= max_bytes:
-        data = _framed(data, needed, element_bytes if algorithm == "bslz4" else 0)
+    if algorithm != "none":
+        data = _alone(data, header, algorithm, max_bytes)
     return EncodedImage(data, header.shape, header.pixel_type, algorithm, max_bytes=max_bytes)
 
 
-def _framed(data: memoryview, needed: int, shuffled_bytes: int) -> memoryview:
-    """Return a blob with the framing of the HDF5 filters, and without what stands behind it.
+def _alone(data: memoryview, header: Header, algorithm: str, max_bytes: int) -> memoryview:
+    """Return a compressed blob without what stands behind it, with the framing of the HDF5 filters.
 
     ADCore's bslz4 is bitshuffle's without a framing: it begins with the length of the first block, which is
     not zero, where a framing begins with the upper half of a number of bytes, which is.
-
-    Parameters
-    ----------
-    data : memoryview
-    needed : int
-        Bytes of the pixels.
-    shuffled_bytes : int
-        Bytes of the elements that were shuffled, 0 for none: fewer than eight elements are left as they are.
     """
+    element_bytes = np.dtype(header.pixel_type).itemsize
+    needed = header.shape[0] * header.shape[1] * element_bytes
+    if needed > max_bytes:
+        return data  # refused in a moment
+    if algorithm == "lz4-block":
+        if data.nbytes == needed:
+            raise BadFrame(
+                f"lz4 blob of {needed} bytes is as long as its pixels: where it ends is not known."
+                " Set the Compressor of NDPluginCodec to BSLZ4, LZ4HDF5 or None"
+            )
+        return data
+    # Of elements that are shuffled, fewer than eight are left as they are.
+    shuffled_bytes = element_bytes if algorithm == "bslz4" else 0
     bare = shuffled_bytes > 0 and any(data[: _LENGTH.size])
     if data.nbytes == needed:
         declared, block, at = needed, BITSHUFFLE_BLOCK_BYTES, 0

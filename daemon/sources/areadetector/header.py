@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -56,8 +55,7 @@ _Number = Annotated[int, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
 _NOT_A_NUMBER: Final = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|$)|-?\b(?:nan|inf)\b', re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(msgspec.Struct, frozen=True):
     """What a header says of an image.
 
     Attributes
@@ -83,7 +81,7 @@ class Header:
     pixel_type: str
     encoding: str
     time_stamp: float | None
-    attributes: dict[str, Any] = field(default_factory=dict)
+    attributes: dict[str, Any] = {}
     complaint: str = ""
 
 

@@ -9,6 +9,8 @@ deliver them, belong to the same series.
 from __future__ import annotations
 
 import logging
+import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -36,7 +38,7 @@ _MINUTE_S: Final = 60.0
 _NOTE_S: Final = 1.0
 
 Form: TypeAlias = tuple[int, int, str]
-"""Rows, columns and type of the pixels."""
+"""Rows, columns and type of the pixels, without a byte order."""
 
 
 @dataclass(slots=True)
@@ -129,7 +131,7 @@ class SeriesBook:
         frame, image = array.frame, array.image
         if frame is None:
             return [Bad(array.reason)]
-        form = (*image.shape, image.dtype.str) if image is not None else None
+        form = (*image.shape, image.pixel_type[1:]) if image is not None else None
         events: list[Event] = []
         series = self._of(frame, array.time_stamp, form)
         if series is None:
@@ -216,8 +218,9 @@ class SeriesBook:
             part.write_bytes(msgspec.json.encode(_Note(series.name, series.first, series.form)))
             part.replace(self._note)
         except OSError as error:
-            log.warning("%s: after a restart a new series would begin: %s", self._note, error)
-        self._noted = time.monotonic()
+            self._give_up(error)
+        else:
+            self._noted = time.monotonic()
 
     def _keep_note(self) -> None:
         """Have the time of the note say when an array came, to a second."""
@@ -226,6 +229,11 @@ class SeriesBook:
             return
         self._noted = now
         try:
-            self._note.touch()
+            os.utime(self._note)
         except OSError as error:
-            log.warning("%s: %s", self._note, error)
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """Do without a note until the next series begins."""
+        log.warning("%s: after a restart a new series would begin: %s", self._note, error)
+        self._noted = math.inf
