@@ -12,10 +12,11 @@ import msgspec
 
 from daemon.changes import ChangeRefused
 from daemon.configuration import Configuration
-from daemon.flow.dispatcher import Dispatcher, Switched
+from daemon.flow.dispatcher import Dispatcher
 from daemon.flow.executor import Executor
 from daemon.flow.local import LocalExecutor
 from daemon.flow.quarantine import Quarantine
+from daemon.flow.succession import Switched
 from daemon.flow.workers import WorkersExecutor
 from grainwatch.config import RingTable
 from pipelines.frame import ModelRef

@@ -15,8 +15,9 @@ from typing import Any, Final
 
 from daemon.changes import Answer, Changes
 from daemon.executors import Executors
-from daemon.flow.dispatcher import Dispatcher, Switched
+from daemon.flow.dispatcher import Dispatcher
 from daemon.flow.executor import Executor
+from daemon.flow.succession import Switched
 from daemon.models.at_work import AtWork
 from daemon.models.registry import Model, Registry, RegistryError
 from daemon.models.shadows import Shadows

@@ -1,0 +1,167 @@
+"""Which executor computes: one follows another between two batches, on probation or not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+
+from daemon.flow.executor import Executor, Outcome
+from pipelines.frame import Failure
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """How a switch ended.
+
+    Attributes
+    ----------
+    executor : Executor
+        Which computes no more: whoever made it closes it.
+    failed : str
+        Why the earlier one was put back, "" where the new one serves on.
+    """
+
+    executor: Executor
+    failed: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class Post:
+    """An executor at work, and how many batches of it have not been settled.
+
+    `trial` is there while it has to prove itself, and stays where it failed to; `switched` is done when
+    the switch to it has ended.
+    """
+
+    executor: Executor
+    probation: int = 0
+    outstanding: int = 0
+    trial: _Trial | None = None
+    switched: Future[Switched] = field(default_factory=Future)
+
+
+@dataclass(slots=True, eq=False)
+class _Trial:
+    """Frames that are left to prove itself, who is in reserve, what ran the networks at the beginning."""
+
+    left: int
+    reserve: Post
+    engines: tuple[str, ...]
+
+
+@dataclass(slots=True, eq=False)
+class _Leaving:
+    """A post that gets no more batches, and who hears of its end."""
+
+    post: Post
+    failed: str
+    switched: Future[Switched]
+
+
+class Succession:
+    """Who computes the next batch. `switch` and `ask_to_put_back` are for any thread, the rest for one.
+
+    Attributes
+    ----------
+    post : Post
+        Who computes.
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        self.post = Post(executor)
+        self._leaving: list[_Leaving] = []
+        self._next: SimpleQueue[Post] = SimpleQueue()
+        self._unwanted = ""
+
+    def switch(self, executor: Executor, probation: int = 0) -> Future[Switched]:
+        """Have another executor, which is warm, compute from the next batch on.
+
+        The switch lies between two batches, so that it costs no frame. The batches that the earlier
+        executor has end there.
+
+        Parameters
+        ----------
+        executor : Executor
+        probation : int
+            So many frames have to be served without a fault until the earlier executor is let go. A fault
+            before that puts the earlier one back. Another switch ends the probation early.
+
+        Returns
+        -------
+        Future
+            Done when one of the two executors has settled its last batch.
+        """
+        post = Post(executor, probation)
+        self._next.put(post)
+        return post.switched
+
+    def ask_to_put_back(self, reason: str) -> None:
+        """Let the earlier executor compute again, if one is in reserve still."""
+        self._unwanted = reason
+
+    def posts(self) -> list[Post]:
+        """Return all that have batches, or could get one again. For any thread."""
+        # Whatever changes hands meanwhile is in it once at least.
+        post = self.post
+        trial = post.trial
+        return [post, *([trial.reserve] if trial else []), *(leaving.post for leaving in self._leaving)]
+
+    def turn(self) -> None:
+        """Put the next executor in its place, and let go of those that are through."""
+        while not self._next.empty():
+            self._install(self._next.get())
+        reason, self._unwanted = self._unwanted, ""
+        if reason:
+            self._put_back(reason)
+        for leaving in [x for x in self._leaving if not x.post.outstanding]:
+            self._leaving.remove(leaving)
+            leaving.switched.set_result(Switched(leaving.post.executor, leaving.failed))
+
+    def judge(self, post: Post, outcomes: Sequence[Outcome]) -> list[bool]:
+        """Look at what came back from an executor; return of each outcome whether it must not count.
+
+        Those are the faults of one on probation, or of one that failed it: another computes them anew.
+        """
+        trial = post.trial
+        if trial is None:
+            return [False] * len(outcomes)
+        faults = [o for o in outcomes if isinstance(o, Failure) and o.fault]
+        if post is self.post:
+            trial.left -= len(outcomes)
+            if faults:
+                self._put_back(f"frame {faults[0].key.frame} of {faults[0].key.source}: {faults[0].reason}")
+            elif post.executor.engines != trial.engines:
+                changed = [e for e in post.executor.engines if e not in trial.engines]
+                self._put_back("; ".join(changed) or "an engine gave up")
+            elif trial.left <= 0:
+                self._accept()
+        return [isinstance(o, Failure) and o.fault for o in outcomes]
+
+    def _install(self, post: Post) -> None:
+        self._accept()
+        if post.probation:
+            post.trial = _Trial(post.probation, self.post, post.executor.engines)
+        else:
+            self._leaving.append(_Leaving(self.post, "", post.switched))
+        self.post = post
+
+    def _accept(self) -> None:
+        """End the probation of the executor at work: it serves on, the one in reserve goes."""
+        trial = self.post.trial
+        if trial is not None:
+            self._leaving.append(_Leaving(trial.reserve, "", self.post.switched))
+            self.post.trial = None
+
+    def _put_back(self, reason: str) -> None:
+        """Let the executor in reserve compute again, if there is one."""
+        failed, trial = self.post, self.post.trial
+        if trial is None:
+            return
+        log.warning("what computed before is put back: %s", reason)
+        self._leaving.append(_Leaving(failed, reason, failed.switched))
+        self.post = trial.reserve
