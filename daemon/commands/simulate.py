@@ -198,7 +198,8 @@ def areadetector(
         raise ConfigError(f"simulate areadetector: {error}") from error
     except zmq.ZMQError as error:
         raise ConfigError(f"simulate areadetector: {address} cannot be used: {error.strerror}") from error
-    print(f"{len(files)} files; {pattern.upper()} on {simulator.address}", file=sys.stderr, flush=True)
+    many = "1 file" if len(files) == 1 else f"{len(files)} files"
+    print(f"{many}; {pattern.upper()} on {simulator.address}", file=sys.stderr, flush=True)
     report = simulator.run()
     print(json.dumps(asdict(report)) if as_json else str(report), flush=True)
     if not report.complete:
