@@ -249,7 +249,9 @@ def _sidecars(file: Path, *, told: bool) -> tuple[list[Statement], list[str]]:
     """
     suffix = file.suffix[1:]
     statements, unreadable = [], []
-    for name in (f"{file.stem}-{suffix}.hdr", f"{file.stem}.hdr", f"{file.stem}.txt", f"{file.name}.txt"):
+    usual = (f"{file.stem}-{suffix}.hdr", f"{file.stem}.hdr", f"{file.stem}.txt", f"{file.name}.txt")
+    # Microscopes write from Windows, which sees no difference between .TXT and .txt.
+    for name in (n for small in usual for n in (small, f"{small[:-4]}{small[-4:].upper()}")):
         sidecar = file.with_name(name)
         if sidecar == file or not sidecar.is_file():
             continue
@@ -259,7 +261,7 @@ def _sidecars(file: Path, *, told: bool) -> tuple[list[Statement], list[str]]:
         except OSError as error:
             unreadable.append(reason(error))
             continue
-        if name.endswith(".hdr"):
+        if name.lower().endswith(".hdr"):
             kind = vendors.tescan if b"PixelSize" in data or b"[MAIN]" in data else None
         elif vendors.is_hitachi(data):
             kind = vendors.hitachi

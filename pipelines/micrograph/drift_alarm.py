@@ -9,7 +9,9 @@ assumed:
 2. Several scores are made independent of each other. With A_t = Σ s sᵀ over all so far and L its Cholesky
    factor, v_t = L⁻¹ s_t is a column of a matrix with orthonormal rows. For normal s that matrix is
    uniformly distributed, and so v_t has no direction, |v_t|² ~ Beta(p/2, (t − p)/2), and v_t is independent
-   of A_t and with it of all before; its length is stretched to that of a standard normal vector.
+   of A_t and with it of all before; its length is stretched to that of a standard normal vector. Scores of
+   components that hang together otherwise than normal ones do (two kinds of images in a stream) make
+   long vectors more frequent: after 20 blocks a component the length, too, is judged by its rank.
 3. `pipelines.control_chart` follows those.
 
 Frames that follow each other are often alike, which is no drift but breaks the independence that the
@@ -38,7 +40,8 @@ _LEAST = 10
 _HISTORY = 20_000
 """Values that ranks are taken among: later ones add nothing to it."""
 _RIDGE = 1e-6
-_LONGEST = 1e3
+_LENGTHS = 20
+"""So many vectors a component are enough to rank lengths among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,7 @@ class DriftAlarm:
         self._memory = memory
         self._chart = EwmaChart(blocks, memory, self._size)
         self._baseline: list[list[float]] = [[] for _ in self.names]
+        self._lengths: list[float] = []
         self._scatter = np.zeros((self._size, self._size))
         self._blocks = self._images = 0
         self._pending: list[FloatArray] = []
@@ -211,9 +215,21 @@ class DriftAlarm:
         square = float(v @ v)
         if square == 0.0:
             return np.zeros(self._size)
-        tail = float(betaincc(self._size / 2, (count - self._size) / 2, min(square, 1.0)))
-        length = math.sqrt(float(chdtri(self._size, tail))) if tail > 0.0 else _LONGEST
-        return np.asarray(v * (length / math.sqrt(square)), dtype=np.float64)
+        return np.asarray(v * (self._length(square, count) / math.sqrt(square)), dtype=np.float64)
+
+    def _length(self, square: float, count: int) -> float:
+        """Return the length of a standard normal vector that is as rare as |v|² after so many blocks."""
+        share = min(square, 1.0 - 1e-12)
+        tail = float(betaincc(self._size / 2, (count - self._size) / 2, share))
+        # Its place among all so far, too, once they are many: |v|² itself gets smaller with every block.
+        place = math.log(share / (1.0 - share) * count)
+        known = self._lengths
+        if len(known) >= _LENGTHS * self._size:
+            rank = (bisect_left(known, place) + bisect_right(known, place)) / 2 + 0.5
+            tail = 1.0 - rank / (len(known) + 1)
+        if self._alarm_image < 0 and len(known) < _HISTORY:
+            insort(known, place)
+        return math.sqrt(float(chdtri(self._size, max(tail, 1e-300))))
 
     def _state(self) -> Drift:
         correlation = self._products / self._squares if self._squares > 0.0 else 0.0

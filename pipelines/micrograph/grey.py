@@ -35,7 +35,7 @@ MAX_PIXELS: Final = 1 << 27
 _LARGEST: Final = 1e30  # no detector says more, and squares still have a value
 _SAMPLE: Final = 1 << 20  # pixels that percentiles are taken from
 _BAND: Final = 1 << 20  # pixels that are worked on at a time
-_LUMINANCE: Final = np.array([0.299, 0.587, 0.114])  # Rec. ITU-R BT.601
+_RED, _GREEN, _BLUE = 0.299, 0.587, 0.114  # luminance, Rec. ITU-R BT.601
 _COLOURED_SHARE: Final = 1e-3
 _COLOURED_LEVELS: Final = 6 / 255  # JPEG makes greys this coloured
 
@@ -142,18 +142,26 @@ def _one_channel(pixels: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], list[str]]
         tolerance = _COLOURED_LEVELS * largest
     coloured = 0
     for band in bands(rows, columns):
-        channels = pixels[band, :, :3].astype(np.float64)
+        red, green, blue = _channels(pixels[band])
         with np.errstate(invalid="ignore"):
-            coloured += int(np.count_nonzero(np.ptp(channels, axis=2) > tolerance))
+            span = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+            coloured += int(np.count_nonzero(span > tolerance))
     if coloured <= _COLOURED_SHARE * rows * columns:
         return pixels[:, :, 1], []
     if pixels.dtype.kind == "b":
         pixels = pixels.view(np.uint8) * np.uint8(255)
     luminance = np.empty((rows, columns), dtype=pixels.dtype)
     for band in bands(rows, columns):
-        value = pixels[band, :, :3].astype(np.float64) @ _LUMINANCE
+        red, green, blue = _channels(pixels[band])
+        value = _RED * red + _GREEN * green + _BLUE * blue
         luminance[band] = value if pixels.dtype.kind == "f" else np.rint(value)
     return luminance, [TRUE_COLOUR]
+
+
+def _channels(pixels: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    # Differences of signed numbers overflow, and there are none of booleans.
+    own = pixels.dtype.kind == "u"
+    return [pixels[:, :, n] if own else pixels[:, :, n].astype(np.float64) for n in range(3)]
 
 
 def _of_bytes(pixels: ByteImage, flags: list[str]) -> Grey:

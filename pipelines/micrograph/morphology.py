@@ -35,10 +35,10 @@ FloatArray = npt.NDArray[np.float64]
 NO_BOUNDARY: Final = "no_phase_boundary"
 """No line crosses a boundary in one direction at least: there is no mean free path."""
 UNCLEAR_PHASES: Final = "unclear_phases"
-"""The grey levels hardly part: Otsu's separability is below `LEAST_SEPARABILITY`."""
+"""The grey levels hardly part: more than `MOST_DOUBTFUL` of the pixels are as good as in between."""
 
-LEAST_SEPARABILITY: Final = 0.66
-"""One normal distribution has 2/π = 0.64: whatever is not above it need not be two phases."""
+MOST_DOUBTFUL: Final = 0.12
+"""One normal distribution, which is no two phases, has 0.127; equally frequent greys have 0.1."""
 
 _AREA, _ROW_CROSSINGS, _COLUMN_CROSSINGS, _ROW_PAPER, _COLUMN_PAPER = range(5)
 
@@ -54,7 +54,10 @@ class Morphology:
     threshold : int
         Levels above it are bright.
     separability : float
-        Otsu's η of the image: 1 for two levels.
+        Otsu's η of the image: 1 for two levels. It is small, too, where one phase is rare.
+    doubtful : float
+        Share of pixels that are closer to the threshold than a tenth of the distance between the phases'
+        mean greys: so much the fraction may be off if the threshold is. 1 without two phases.
     fraction : float
         Share of the phase.
     fraction_spread : float
@@ -78,6 +81,7 @@ class Morphology:
     phase: Phase
     threshold: int
     separability: float
+    doubtful: float
     fraction: float
     fraction_spread: float
     free_path_rows_px: float
@@ -148,7 +152,8 @@ def morphology(
         raise ValueError(f"pixel_size_um: expected a number greater than 0, got {pixel_size_um}")
     if not image.size:
         raise ValueError("morphology: the image has no pixels")
-    level, eta = otsu(histogram(image))
+    counts = histogram(image)
+    level, eta = otsu(counts)
     used = int(level) if threshold is None else threshold
     whole = patch_morphology(
         image[None, None], phase=phase, thresholds=np.array([used]), paper_compat=paper_compat
@@ -160,13 +165,15 @@ def morphology(
     flags = []
     if not np.isfinite(whole.free_path_px[0]):
         flags.append(NO_BOUNDARY)
-    if eta < LEAST_SEPARABILITY:
+    doubtful = _doubtful(counts, used)
+    if doubtful > MOST_DOUBTFUL:
         flags.append(UNCLEAR_PHASES)
     free_path, spread = float(whole.free_path_px[0]), _spread(parts.free_path_px)
     return Morphology(
         phase=phase,
         threshold=used,
         separability=float(eta),
+        doubtful=doubtful,
         fraction=float(whole.fraction[0]),
         fraction_spread=_spread(parts.fraction),
         free_path_rows_px=float(whole.free_path_rows_px[0]),
@@ -236,6 +243,20 @@ def patch_morphology(
         chords_rows=chords_rows,
         chords_columns=chords_columns,
     )
+
+
+def _doubtful(counts: npt.NDArray[np.int64], threshold: int) -> float:
+    levels, share = np.arange(256.0), counts / counts.sum()
+    bright = levels > threshold
+    if not share[bright].any() or not share[~bright].any():
+        return 1.0
+    high, low = (float(np.average(levels[part], weights=share[part])) for part in (bright, ~bright))
+    reach = 0.1 * (high - low)
+    # Wherever it lies between two levels that occur, the threshold does the same.
+    middle = (np.max(levels[~bright & (share > 0.0)]) + np.min(levels[bright & (share > 0.0)])) / 2.0
+    # A level stands for the greys from half below it to half above it.
+    near = np.clip(reach + 0.5 - np.abs(levels - middle), 0.0, 1.0)
+    return float(share @ near)
 
 
 def _ratio(length: FloatArray, chords: FloatArray) -> FloatArray:

@@ -170,7 +170,7 @@ def test_tescan_tag_behind_binary_fields(write: Write, order: str) -> None:
     assert found.flags == ()
 
 
-@pytest.mark.parametrize("name", ["img-tif.hdr", "img.hdr"])
+@pytest.mark.parametrize("name", ["img-tif.hdr", "img.hdr", "img-tif.HDR"])
 def test_tescan_sidecar(write: Write, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(TESCAN)
     found = read_acquisition(write({}))

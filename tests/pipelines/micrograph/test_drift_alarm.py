@@ -49,12 +49,12 @@ def with_a_constant(rng: np.random.Generator) -> Draw:
 @pytest.mark.parametrize(
     ("make", "size", "least"),
     [
-        (lambda rng: lambda: rng.normal(size=1), 1, 0.75),
-        (lambda rng: lambda: rng.exponential(size=1), 1, 0.75),
-        (lambda rng: lambda: rng.standard_cauchy(size=1), 1, 0.75),
-        (lambda rng: lambda: mixing(np.random.default_rng(1)) @ rng.normal(size=4), 4, 0.75),
-        (lognormal, 4, 0.75),
-        (with_a_constant, 4, 0.75),
+        (lambda rng: lambda: rng.normal(size=1), 1, 0.7),
+        (lambda rng: lambda: rng.exponential(size=1), 1, 0.7),
+        (lambda rng: lambda: rng.standard_cauchy(size=1), 1, 0.7),
+        (lambda rng: lambda: mixing(np.random.default_rng(1)) @ rng.normal(size=4), 4, 0.7),
+        (lognormal, 4, 0.7),
+        (with_a_constant, 4, 0.7),
     ],
     ids=["normal", "exponential", "cauchy", "correlated", "lognormal", "constant"],
 )
@@ -63,12 +63,12 @@ def test_false_alarms_are_as_rare_as_asked_for(
 ) -> None:
     asked, lengths = 150.0, []
     rng = np.random.default_rng(2)
-    for _ in range(120):
+    for _ in range(80):
         draw = make(rng)
         alarm = DriftAlarm("abcd"[:size], asked)
         alarm.learn([draw() for _ in range(40)])
         lengths.append(run_length(alarm, draw))
-    # Run lengths spread about as much as their mean: 120 of them give it to 9 %.
+    # Run lengths spread about as much as their mean: 80 of them give it to 11 %.
     assert np.mean(lengths) > least * asked
     assert np.mean(lengths) < 2.5 * asked  # and it is not merely asleep
 
@@ -204,21 +204,35 @@ def test_images_through_preparation_to_the_alarm() -> None:
         assert now.foremost in foremost
 
 
+@pytest.fixture(scope="module")
+def steel(micrographs: Path) -> np.ndarray:
+    """Statistics of 150 images of UHC steel, which have three classes."""
+    files = sorted((micrographs / "uhc_steel" / "images").glob("*.jpg"))
+    assert len(files) == 150
+    return np.array([statistics(np.asarray(Image.open(file))) for file in files])
+
+
 @pytest.mark.truth
-def test_another_class_of_real_images_is_seen(micrographs: Path) -> None:
-    # From one class of UHC steel to superalloys: images are drawn again and again, by their brightness alone.
+def test_false_alarms_on_real_images_are_as_rare_as_asked_for(steel: np.ndarray) -> None:
+    # Drawn again and again at random: three kinds of images, ends that saturate or do not.
     rng = np.random.default_rng(9)
-    labels = np.loadtxt(micrographs / "uhc_steel" / "labels.csv", delimiter=",", dtype=str, skiprows=1)
-    steel = [name for row in labels for name in row if name.endswith(".jpg") and "2" in row[-1:]]
-    files = [micrographs / "uhc_steel" / "images" / Path(name).name for name in steel]
-    assert len(files) == 50
-    known = np.array([statistics(np.asarray(Image.open(file))) for file in files])
-    other = micrographs / "ni_superalloy" / "images"
-    new = np.array([statistics(np.asarray(Image.open(file))) for file in sorted(other.glob("*.png"))])
-    alarm = DriftAlarm(STATISTICS, 1e4)
-    for _ in range(300):
-        now = alarm.update(known[rng.integers(len(known))])
-    assert not now.alarm
-    for _ in range(20):
-        now = alarm.update(new[rng.integers(len(new))])
-    assert now.alarm
+    asked, lengths = 300.0, []
+    for _ in range(40):
+        alarm = DriftAlarm(STATISTICS, asked)
+        alarm.learn(steel[rng.integers(len(steel), size=150)])
+        lengths.append(run_length(alarm, lambda: steel[rng.integers(len(steel))]))
+    # 40 run lengths give their mean to 16 %.
+    assert np.mean(lengths) > 0.7 * asked
+
+
+@pytest.mark.truth
+def test_another_material_is_seen_within_twenty_images(micrographs: Path, steel: np.ndarray) -> None:
+    rng = np.random.default_rng(10)
+    files = sorted((micrographs / "ni_superalloy" / "images").glob("*.png"))
+    nickel = np.array([statistics(np.asarray(Image.open(file))) for file in files])
+    for _ in range(10):
+        alarm = DriftAlarm(STATISTICS, 1e4)
+        alarm.learn(steel[rng.integers(len(steel), size=200)])
+        for _ in range(20):
+            now = alarm.update(nickel[rng.integers(len(nickel))])
+        assert now.alarm

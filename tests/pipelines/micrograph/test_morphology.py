@@ -214,10 +214,19 @@ def test_images_without_phases() -> None:
     rng = np.random.default_rng(5)
     noise = np.clip(rng.normal(128, 20, (256, 256)), 0, 255).astype(np.uint8)
     assert UNCLEAR_PHASES in morphology(noise).flags
-    assert morphology(two_phase(256, 256, seed=6)).flags == ()
+    # ±0.16 σ of a normal distribution: a tenth of the distance of its halves' means, 2 √(2/π) σ.
+    assert morphology(noise).doubtful == pytest.approx(0.1265, abs=0.01)
+    even = rng.integers(0, 256, (256, 256), dtype=np.uint8)
+    assert morphology(even).doubtful == pytest.approx(0.1, abs=0.01)
+    clear = morphology(two_phase(256, 256, seed=6))
+    assert clear.flags == ()
+    assert clear.doubtful < 0.01
+    rare = morphology(np.maximum(discs(256, 256, 6.0, 2e-4, seed=3), 40), phase="bright")
+    assert rare.fraction < 0.05
+    assert rare.flags == ()
     grey = morphology(np.full((256, 256), 9, np.uint8))
     assert set(grey.flags) == {UNCLEAR_PHASES, NO_BOUNDARY}
-    assert (grey.fraction, grey.separability) == (0.0, 0.0)
+    assert (grey.fraction, grey.separability, grey.doubtful) == (0.0, 0.0, 1.0)
     pixel = morphology(np.full((1, 1), 9, np.uint8))
     assert NO_BOUNDARY in pixel.flags
     assert np.isnan(pixel.fraction_spread)
