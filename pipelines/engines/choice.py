@@ -17,6 +17,8 @@ from pipelines.engines.engine import Arrays, Engine, EngineFailure, EngineInfo
 from pipelines.engines.flavours import FLAVOURS, EngineError, Flavour
 from pipelines.engines.onnxruntime_engine import OnnxEngine
 from pipelines.engines.onnxruntime_session import has_cuda
+from pipelines.engines.openvino_engine import OpenVinoEngine
+from pipelines.engines.tensorrt_engine import TensorrtEngine
 from pipelines.engines.tensors import Tensor
 
 ON_CPU = "onnxruntime"
@@ -212,6 +214,8 @@ def open_engine(
     # While frames come, results count for more than the wish.
     spare = candidates(ON_CPU) if choice.backend != ON_CPU else []
     try:
+        if choice.backend not in (ON_CPU, "openvino") and (lack := _lack(choice.backend, cuda)):
+            raise EngineError(lack)
         return FallbackEngine(candidates(choice.backend), spare, why="it was asked for", name=name)
     except EngineError as error:
         raise EngineError(
@@ -241,13 +245,7 @@ def _open(bundle: Bundle, backend: str, precision: str, cuda: Cuda) -> Engine:
     if backend == ON_CPU:
         return OnnxEngine(bundle, precision)
     if backend == "openvino":
-        from pipelines.engines.openvino_engine import OpenVinoEngine
-
         return OpenVinoEngine(bundle, precision)
-    if lack := _lack(backend, cuda):
-        raise EngineError(lack)
     if backend == "onnxruntime-cuda":
         return OnnxEngine(bundle, precision, "cuda", cuda.device)
-    from pipelines.engines.tensorrt_engine import TensorrtEngine
-
     return TensorrtEngine(bundle, _flavours()[backend], cuda, precision)

@@ -79,14 +79,14 @@ class OnnxEngine:
         )
         try:
             prove(self, bundle)
-        except EngineFailure as error:
-            raise BundleError(f"{bundle.folder / SELF_TEST}: the network fails on it: {error}") from error
         except EngineError as error:
             if not plain:
                 raise
+            where = bundle.folder / SELF_TEST
+            if isinstance(error, EngineFailure):
+                raise BundleError(f"{where}: the network fails on it: {error}") from error
             raise BundleError(
-                f"{bundle.folder / SELF_TEST}: {error}: the bundle, or ONNX Runtime on this machine, is not"
-                " what it was made with"
+                f"{where}: {error}: the bundle, or ONNX Runtime on this machine, is not what it was made with"
             ) from error
 
     def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:

@@ -266,6 +266,20 @@ def test_a_precision_is_taken_where_the_answers_allow_it(copper: Bundle, tmp_pat
     assert "'bf16': expected one of fp32, fp16, int8" in unknown.why
 
 
+def test_a_package_that_is_lacking_is_named(copper: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("onnx", "openvino", "cuda.bindings"):
+        monkeypatch.setitem(sys.modules, package, None)
+    about = open_engine(copper, EnginesTable(precision="int8"), NO_GPU).about
+    assert about.precision == "fp32"
+    assert "onnxruntime in int8: precision int8 needs the package onnx: pip install onnx" in about.why
+    with pytest.raises(
+        EngineError, match=r"OpenVINO is not installed .*: pip install 'grainwatch\[openvino\]'"
+    ):
+        open_engine(copper, EnginesTable(backend="openvino"))
+    with pytest.raises(EngineError, match="the package cuda-bindings does not load"):
+        open_engine(copper, EnginesTable(backend="tensorrt-rtx"), CARD)
+
+
 def test_a_bundle_says_what_it_is_best_run_in(copper: Bundle, tmp_path: Path) -> None:
     assert copper.description.precision == {}
     assert copper.description.batch == (1, 32, 1024)
