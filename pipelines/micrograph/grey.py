@@ -94,6 +94,8 @@ def to_grey(
     """
     check_size(pixels, max_pixels)
     flat, flags = _one_channel(pixels)
+    if not flat.dtype.isnative:
+        flat = flat.astype(flat.dtype.newbyteorder("="))
     if flat.dtype == np.uint8:
         return _of_bytes(flat, flags)
     if flat.dtype == np.bool_:

@@ -119,7 +119,7 @@ def prepare(
     parameters: PreparationParameters | None = None,
     acquisition: Acquisition = UNKNOWN,
 ) -> Prepared:
-    """Prepare an image; at most some seven bytes a pixel beside the input are needed at a time.
+    """Prepare an image; two to five bytes a pixel are needed beside the input.
 
     Parameters
     ----------

@@ -68,7 +68,7 @@ def test_all_kinds_of_grey_become_the_same_image(pixels: np.ndarray, flags: tupl
 
 
 def test_brightness_is_told_as_it_came() -> None:
-    for pixels, full in ((IMAGE, 255), (IMAGE.astype(np.uint16) * 100, 65535), (IMAGE / 7.0, 1)):
+    for pixels, full in ((IMAGE, 255), (IMAGE.astype(">u2") * 100, 65535), (IMAGE / 7.0, 1)):
         grey = to_grey(pixels)
         assert grey.mean == pytest.approx(pixels.mean() / full)
         assert grey.std == pytest.approx(pixels.std() / full)
