@@ -171,8 +171,8 @@ class Vae(nn.Module):
         ----------
         x : (n, 1, patch_px, patch_px) tensor
         beta : float
-            Weight of the KL term against a squared error summed over pixels, half of which is the negative
-            log-likelihood for a pixel noise of 1; see `warmed_up`.
+            Weight of the KL term; 2 σ² makes the loss the evidence bound for pixel noise of standard
+            deviation σ, 1 would be that of pixels that are mostly noise. See `warmed_up`.
         """
         self._check(x)
         mean, log_variance = (part.float() for part in self.encoder(x))
