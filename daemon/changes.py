@@ -35,6 +35,7 @@ class Changes:
         self._reload = reload
         # It may be filled from a signal handler, which a queue.Queue may not.
         self._asked: queue.SimpleQueue[tuple[Change, Future[Answer]] | None] = queue.SimpleQueue()
+        self._over = False
         self._thread = threading.Thread(target=self._run, name="changes", daemon=True)
 
     def start(self) -> None:
@@ -49,7 +50,13 @@ class Changes:
         """Ask for a change; the future raises what it raises, ValueError where it is refused."""
         answer: Future[Answer] = Future()
         self._asked.put((change, answer))
+        if self._over:
+            self._refuse()
         return answer
+
+    def follow_up(self, change: Change) -> None:
+        """Ask for a change that nobody waits for: what goes wrong in it is logged."""
+        self.ask(change).add_done_callback(_complain)
 
     def stop(self, timeout: float) -> None:
         """Take no more; what is under way has to be broken off by the one who does it."""
@@ -63,11 +70,22 @@ class Changes:
             while not self._asked.empty():
                 waiting.append(self._asked.get())
             if None in waiting:
+                self._over = True
                 for entry in waiting:
-                    if entry is not None:
-                        entry[1].set_exception(ChangeRefused("the daemon stops"))
+                    self._asked.put(entry)
+                self._refuse()
                 return
             self._work_off([entry for entry in waiting if entry is not None])
+
+    def _refuse(self) -> None:
+        """Refuse what waits and what came too late, whoever notices it."""
+        while True:
+            try:
+                entry = self._asked.get_nowait()
+            except queue.Empty:
+                return
+            if entry is not None:
+                entry[1].set_exception(ChangeRefused("the daemon stops"))
 
     def _work_off(self, waiting: list[tuple[Change, Future[Answer]]]) -> None:
         while waiting:
@@ -89,3 +107,10 @@ class Changes:
                 continue
             for answer in answers:
                 answer.set_result(done)
+
+
+def _complain(answer: Future[Answer]) -> None:
+    error = answer.exception()
+    # What is no ValueError was logged with its traceback.
+    if isinstance(error, ValueError) and not isinstance(error, ChangeRefused):
+        log.error("a change of the daemon failed: %s", error)

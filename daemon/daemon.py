@@ -327,6 +327,7 @@ class Daemon:
             time.sleep(0.02)
         log.warning("what has not been computed by now is dropped")
         self._drop_waiting()
+        self._models.close()  # before what a model in the shadow has in hand fails by the stop
         self._outbox.unblock()
         self._executors.close_all()
         for stream in streams:
@@ -368,9 +369,7 @@ class Daemon:
         changed = changed_keys(self.config, fresh.config, self._where)
         pipelines = fresh.pipelines()
         watching = {name: Watching(name, plugin.watch()) for name, plugin in pipelines.items()}
-        at_work = AtWork.of(fresh, self._registry)
-        executor = self._executors.make(fresh, at_work.models)
-        self._executors.warm(executor)
+        executor, at_work = self._models.prepare(lambda: AtWork.of(fresh, self._registry))
         switched = self._executors.put_in_place(executor, self._dispatcher)
         for name, stream in self.streams.items():
             stream.adopt(pipelines[name], fresh.config.streams[name].intake, watching[name])

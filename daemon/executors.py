@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Final
@@ -34,7 +34,12 @@ class Executors:
         self._all: list[Executor] = []
         self._warming: list[Executor] = []
         self._stopping = False
-        self.restarts = 0
+        self._restarts = 0
+
+    @property
+    def restarts(self) -> int:
+        """How often workers were started again, by all executors that there are and were."""
+        return self._restarts + sum(executor.status().restarts for executor in tuple(self._all))
 
     def make(self, configuration: Configuration, models: Mapping[str, ModelRef]) -> Executor:
         """Make the executor of a configuration, with these bundles for the names in it; it is not warm."""
@@ -83,21 +88,36 @@ class Executors:
             self._warming.remove(executor)
 
     def put_in_place(
-        self, executor: Executor, dispatcher: Dispatcher, probation: int = 0
+        self,
+        executor: Executor,
+        dispatcher: Dispatcher,
+        probation: int = 0,
+        note: Callable[[], object] | None = None,
     ) -> Future[Switched]:
-        """Have the dispatcher switch to an executor that is warm, unless the daemon stops."""
-        with self._lock:
-            if self._stopping:
-                raise ChangeRefused("the daemon stops")
-            return dispatcher.switch(executor, probation)
+        """Have the dispatcher switch to an executor that is warm.
+
+        `note` writes that down just before. What it raises, or a stop of the daemon, is raised, the executor
+        closed, and nothing has changed.
+        """
+        try:
+            # A stop does not come in between: what is written down is done.
+            with self._lock:
+                if self._stopping:
+                    raise ChangeRefused("the daemon stops")
+                if note is not None:
+                    note()
+                return dispatcher.switch(executor, probation)
+        except Exception:
+            self.close(executor)
+            raise
 
     def close(self, executor: Executor) -> None:
         """Close one and forget it."""
-        self.restarts += executor.status().restarts
         executor.close()
         with self._lock:
             if executor in self._all:
                 self._all.remove(executor)
+                self._restarts += executor.status().restarts
 
     def break_off(self) -> None:
         """The daemon stops: none is put in place any more, those that get warm are closed."""

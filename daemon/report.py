@@ -69,7 +69,7 @@ class Report:
             state="fault" if sick and self.state == "running" else self.state,
             uptime_s=time.monotonic() - self._started,
             workers=executor.alive,
-            worker_restarts=self._executors.restarts + executor.restarts,
+            worker_restarts=self._executors.restarts,
             streams=tuple(s.health() for s in streams),
             edges=tuple(edges),
         )
@@ -106,6 +106,8 @@ class Report:
         if self._dispatcher.broken:
             errors["dispatcher"] = self._dispatcher.broken
         errors |= {f"model {p.partition(' ')[0]}": p.partition(" ")[2] for p in self._models.problems}
+        if problem := self._dispatcher.executor.problem:
+            errors["workers"] = problem
         if self.refused:
             errors["reload"] = f"reload refused: {self.refused}"
         errors |= {name: f"hangs for {seconds:.0f} s" for name, seconds in self._service.hung.items()}

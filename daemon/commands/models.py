@@ -239,7 +239,7 @@ def shadow(
             did = f"computes {100 * part:.3g} % of the frames in the shadow"
             return did, site.registry.set_state(model, "shadow", by, why, part)
 
-        how: dict[str, Any] = {"stop": True} if stop else {"share": part}
+        how = {"share": 0.0 if stop else part}
         _do(site, "shadow", model, {**how, "why": why}, alone, as_json)
 
 

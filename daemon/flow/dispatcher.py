@@ -91,13 +91,19 @@ class Dispatcher:
         self._succession.ask_to_put_back(reason)
         self._wake.set()
 
+    def settle(self) -> Future[Executor]:
+        """End a probation that is on, and say who computes then: see `Succession.settle`."""
+        settled = self._succession.settle()
+        self._wake.set()
+        return settled
+
     def parts(self) -> list[Part]:
         """Return what could hang here: the loop, and the computation."""
         # In `submit` the loop waits for the computation, in `publish` for a sink whose policy is to
         # block or for a map.
         loop = Part("the dispatcher", self._turns, waits=bool(self._doing))
         computing = self._submitted - self._collected > self._finished.qsize()
-        waiting = not self._doing and any(len(s.intake) for s in self._by_name.values())
+        waiting = not self._doing and (self._again or any(len(s.intake) for s in self._by_name.values()))
         executors = [post.executor for post in self._succession.posts()]
         mark = (self._collected, *(e.progress for e in executors))
         patience_s = max(e.patience_s for e in executors)

@@ -46,6 +46,11 @@ class Executor(Protocol):
         ...
 
     @property
+    def problem(self) -> str:
+        """What keeps a worker from starting again, "" when nothing does. Takes no lock."""
+        ...
+
+    @property
     def patience_s(self) -> float:
         """How long it may stand still at present before it acts itself, seconds. Takes no lock."""
         ...
@@ -70,6 +75,10 @@ class Executor(Protocol):
         The future never raises for what is in a frame or for a worker that dies: the frames of a
         dead worker run once more and then end as ``Failure("worker died ...")``.
         """
+        ...
+
+    def give_up(self, reason: str) -> None:
+        """Begin nothing any more: what waits fails as a fault, for another executor to compute it."""
         ...
 
     def status(self) -> ExecutorStatus:

@@ -21,6 +21,7 @@ class LocalExecutor:
         self._config = config
         self.config_hash = config_hash
         self.progress = 0
+        self.problem = ""
         self._where = where
         self._models = models
         self._pipelines: dict[str, Pipeline] = {}
@@ -49,6 +50,9 @@ class LocalExecutor:
         future.set_result(compute(self._pipelines[stream], batch))
         self.progress += 1
         return future
+
+    def give_up(self, reason: str) -> None:
+        """Do nothing: nothing waits inside."""
 
     def status(self) -> ExecutorStatus:
         """Return counters: there are no workers."""

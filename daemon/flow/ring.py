@@ -42,6 +42,7 @@ class Ring:
         self._free = list(range(slots - 1, -1, -1))
         self._references = [0] * slots
         self._lock = threading.Lock()
+        self._closed = False
 
     @property
     def total_bytes(self) -> int:
@@ -53,7 +54,7 @@ class Ring:
         return len(self._free)
 
     def put(self, data: memoryview) -> int | None:
-        """Copy a frame into a free slot, with one reference; None when no slot is free.
+        """Copy a frame into a free slot, with one reference; None when no slot is free, or it is closed.
 
         Raises
         ------
@@ -66,12 +67,13 @@ class Ring:
                 " raise ring.slot_bytes"
             )
         with self._lock:
-            if not self._free:
+            if self._closed or not self._free:
                 return None
             slot = self._free.pop()
             self._references[slot] = 1
-        at = slot * self.slot_bytes
-        self._memory[at : at + data.nbytes] = data.cast("B")
+            at = slot * self.slot_bytes
+            # With the lock, so that it is not closed meanwhile.
+            self._memory[at : at + data.nbytes] = data.cast("B")
         return slot
 
     def retain(self, slot: int) -> None:
@@ -96,12 +98,14 @@ class Ring:
 
     def close(self) -> None:
         """Give the memory back. Views that are still held keep the mapping alive until they go."""
-        os.close(self.fd)
-        try:
-            self._memory.close()
-        except BufferError:
-            # A view of a slot is still referenced; the mapping goes when that view does.
-            return
+        with self._lock:
+            self._closed = True
+            os.close(self.fd)
+            try:
+                self._memory.close()
+            except BufferError:
+                # A view of a slot is still referenced; the mapping goes when that view does.
+                return
 
 
 class RingView:

@@ -64,7 +64,7 @@ class _Leaving:
 
 
 class Succession:
-    """Who computes the next batch. `switch` and `ask_to_put_back` are for any thread, the rest for one.
+    """Who computes the next batch. What asks (`switch`, `settle`, ...) is for any thread, the rest for one.
 
     Attributes
     ----------
@@ -75,8 +75,8 @@ class Succession:
     def __init__(self, executor: Executor) -> None:
         self.post = Post(executor)
         self._leaving: list[_Leaving] = []
-        self._next: SimpleQueue[Post] = SimpleQueue()
-        self._unwanted = ""
+        # What was asked for, in order: a switch, a reason to put back, somebody who wants it settled.
+        self._asked: SimpleQueue[Post | str | Future[Executor]] = SimpleQueue()
 
     def switch(self, executor: Executor, probation: int = 0) -> Future[Switched]:
         """Have another executor, which is warm, compute from the next batch on.
@@ -97,27 +97,47 @@ class Succession:
             Done when one of the two executors has settled its last batch.
         """
         post = Post(executor, probation)
-        self._next.put(post)
+        self._asked.put(post)
         return post.switched
 
     def ask_to_put_back(self, reason: str) -> None:
         """Let the earlier executor compute again, if one is in reserve still."""
-        self._unwanted = reason
+        self._asked.put(reason)
+
+    def settle(self) -> Future[Executor]:
+        """End a probation that is on in favour of who is on it.
+
+        Returns
+        -------
+        Future
+            Who computes then, which nothing but a switch changes any more: the one that was on probation,
+            or the earlier one where that was put back before.
+        """
+        settled: Future[Executor] = Future()
+        self._asked.put(settled)
+        return settled
 
     def posts(self) -> list[Post]:
         """Return all that have batches, or could get one again. For any thread."""
         # Whatever changes hands meanwhile is in it once at least.
         post = self.post
         trial = post.trial
-        return [post, *([trial.reserve] if trial else []), *(leaving.post for leaving in self._leaving)]
+        leaving = [x.post for x in tuple(self._leaving)]
+        return [post, *([trial.reserve] if trial else []), *leaving]
 
     def turn(self) -> None:
         """Put the next executor in its place, and let go of those that are through."""
-        while not self._next.empty():
-            self._install(self._next.get())
-        reason, self._unwanted = self._unwanted, ""
-        if reason:
-            self._put_back(reason)
+        while not self._asked.empty():
+            match self._asked.get():
+                case Post() as post:
+                    self._install(post)
+                case str(reason):
+                    self._put_back(reason)
+                case settled:
+                    self._accept()
+                    settled.set_result(self.post.executor)
+        if self.post.trial is not None and (problem := self.post.executor.problem):
+            self._put_back(problem)
         for leaving in [x for x in self._leaving if not x.post.outstanding]:
             self._leaving.remove(leaving)
             leaving.switched.set_result(Switched(leaving.post.executor, leaving.failed))
@@ -165,3 +185,5 @@ class Succession:
         log.warning("what computed before is put back: %s", reason)
         self._leaving.append(_Leaving(failed, reason, failed.switched))
         self.post = trial.reserve
+        # Its workers may never start again; what waits for them is computed anew.
+        failed.executor.give_up(reason)

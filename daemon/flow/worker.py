@@ -64,10 +64,6 @@ def _serve(connection: Connection, ring_fd: int) -> None:
     if not isinstance(setup, Setup):
         raise TypeError(f"the first message is a {type(setup).__name__}, expected a Setup")
     ring = RingView(ring_fd, setup.slots, setup.slot_bytes)
-    if setup.background:
-        # The cores are its own only while nobody else has work for them.
-        with suppress(OSError):  # a sandbox may forbid it; then it takes its share
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     try:
         config, config_hash = parse_config(setup.config, setup.where)
         pipelines = build_pipelines(config, config_hash, setup.where, setup.models)
@@ -78,6 +74,11 @@ def _serve(connection: Connection, ring_fd: int) -> None:
         log.exception("the pipelines cannot be built")
         connection.send_bytes(pack(Fatal(f"the pipelines cannot be built: {type(error).__name__}: {error}")))
         return
+    if setup.background:
+        # The cores are its own only while nobody else has work for them. Not before it is warm: on cores
+        # that are never idle it would not get so, and what waits for that would wait with it.
+        with suppress(OSError):  # a sandbox may forbid it; then it takes its share
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     engines = engines_of(pipelines)
     connection.send_bytes(pack(Ready(engines)))
     while True:

@@ -52,6 +52,8 @@ ATTEMPTS = 2
 BACKOFF_S = (0.5, 2.0, 10.0)
 #: How long a stop waits for what is being computed, seconds.
 CLOSE_S = 2.0
+#: Why a frame fails that a stop finds here.
+STOPPED = "the daemon stopped before it was computed"
 
 
 @dataclass(slots=True, eq=False)
@@ -85,6 +87,7 @@ class _Worker:
     starts: int = 0  # starts without getting warm
     start_at: float = 0.0  # when to start it again
     verdict: str = ""  # why the front killed it
+    trouble: str = ""  # why it did not get warm the last time
 
 
 class WorkersExecutor:
@@ -130,6 +133,7 @@ class WorkersExecutor:
         self._settled: list[_Batch] = []
         self._restarts = 0
         self._fatal = ""
+        self._given_up = ""
         self._closing = False
         self._started = False
         self._wake_r, self._wake_w = pipe()
@@ -157,6 +161,11 @@ class WorkersExecutor:
     def engines(self) -> tuple[str, ...]:
         """Return what runs the networks, in any of the workers."""
         return tuple(dict.fromkeys(line for worker in self._workers for line in worker.engines))
+
+    @property
+    def problem(self) -> str:
+        """Return why a worker does not get warm again."""
+        return next((f"worker {w.number} {w.trouble}" for w in self._workers if w.trouble), "")
 
     @property
     def patience_s(self) -> float:
@@ -188,7 +197,7 @@ class WorkersExecutor:
                 held.outcomes[position] = Failure(frame.key, str(error))
                 continue
             if slot is None:
-                held.outcomes[position] = Failure(frame.key, "the daemon stopped before it was computed")
+                held.outcomes[position] = Failure(frame.key, STOPPED)
                 continue
             at.append(position)
             tasks.append(frame_task(frame, header, slot, data.nbytes))
@@ -197,6 +206,13 @@ class WorkersExecutor:
             self._settle_if_complete(held)
         self._resolve()
         return held.future
+
+    def give_up(self, reason: str) -> None:
+        """Let workers finish what they have in hand; what waits, or comes back from one that dies, fails."""
+        with self._lock:
+            self._given_up = reason
+            self._fail_pending()
+        self._resolve()
 
     def status(self) -> ExecutorStatus:
         """Return counters."""
@@ -222,7 +238,7 @@ class WorkersExecutor:
                 return
             self._closing = True
             self._lock.notify_all()
-        self._wake()
+        write(self._wake_w, b"x")
         if self._thread.is_alive():  # it may be closed before it was started
             self._thread.join()
         close(self._wake_r)
@@ -235,7 +251,7 @@ class WorkersExecutor:
         return not self._pending and not any(w.tasks for w in self._workers)
 
     def _enqueue(self, batch: _Batch, at: list[int], frames: list[FrameTask]) -> None:
-        """Queue frames of a batch as one task, or one by one where they are too much for one."""
+        """Queue frames of a batch as one task."""
         if not frames:
             return
         try:
@@ -244,20 +260,16 @@ class WorkersExecutor:
             self._refuse(batch, at, frames, f"its metadata cannot travel: {error}")
             return
         if len(payload) > MAX_TASK_BYTES:
-            if len(frames) == 1:
-                self._refuse(
-                    batch, at, frames, f"its metadata take {len(payload)} bytes, limit {MAX_TASK_BYTES}"
-                )
-                return
-            for position, frame in zip(at, frames, strict=True):
-                self._enqueue(batch, [position], [frame])
-            return
+            much = f"its metadata take {len(payload)} bytes, limit {MAX_TASK_BYTES}"
+            return self._refuse(batch, at, frames, much)
         with self._lock:
             self._pending.append(_Task(batch, at, frames, payload))
+            if self._closing:
+                self._fail_pending()
             self._assign()
 
     def _refuse(self, batch: _Batch, at: list[int], frames: list[FrameTask], reason: str) -> None:
-        if len(frames) > 1:  # find out which
+        if len(frames) > 1:  # too much for one task, or one of them: find out which
             for position, frame in zip(at, frames, strict=True):
                 self._enqueue(batch, [position], [frame])
             return
@@ -348,6 +360,7 @@ class WorkersExecutor:
             match message:
                 case Ready(engines):
                     worker.ready = True
+                    worker.trouble = ""
                     worker.engines = engines
                     worker.starts = 0
                 case Fatal(reason):
@@ -379,6 +392,8 @@ class WorkersExecutor:
         with self._lock:
             self.progress += 1
             tasks, worker.tasks = worker.tasks, deque()
+            if worker.starts:
+                worker.trouble = worker.verdict or f"died before it was warm ({how})"
             worker.child, worker.ready, worker.verdict = None, False, ""
             self._restarts += 1
             if worker.starts >= len(BACKOFF_S) and not self._fatal:
@@ -389,6 +404,8 @@ class WorkersExecutor:
             self._pending.extendleft(reversed(list(tasks)[1:]))
             if tasks:
                 self._again_or_fail(tasks[0], how)
+            if self._given_up:
+                self._fail_pending()
             self._assign()
             self._lock.notify_all()
         if self._fatal and not self._started:
@@ -410,6 +427,15 @@ class WorkersExecutor:
             self._quarantine.put(task.batch.stream, frame, self._ring.view(frame.slot, frame.nbytes), reason)
             self._finish(task.batch, at, frame, Failure(frame.key, reason, fault=True))
 
+    def _fail_pending(self) -> None:
+        """Let nothing wait any more. The lock is held."""
+        pending, self._pending = self._pending, deque()
+        # What is given up, another one can compute; a stop leaves nobody.
+        reason, fault = (self._given_up, True) if self._given_up else (STOPPED, False)
+        for task in pending:
+            for at, frame in zip(task.at, task.frames, strict=True):
+                self._finish(task.batch, at, frame, Failure(frame.key, reason, fault))
+
     def _start_due(self) -> None:
         """Start workers that are due. The lock is held."""
         now = time.monotonic()
@@ -421,6 +447,7 @@ class WorkersExecutor:
                     worker.child = Child(self._setup, self._ring)
                 except OSError as error:
                     worker.start_at = now + BACKOFF_S[-1]
+                    worker.trouble = f"cannot be started: {error}"
                     log.error("worker %d cannot be started: %s", worker.number, error)
                     if worker.starts >= len(BACKOFF_S) and not self._started:
                         self._fatal = self._fatal or f"worker {worker.number} cannot be started: {error}"
@@ -456,26 +483,17 @@ class WorkersExecutor:
     def _stop_all(self) -> None:
         with self._lock:
             children = [w.child for w in self._workers if w.child is not None]
-            unfinished = list(self._pending)
             for worker in self._workers:
-                unfinished += worker.tasks
+                self._pending += worker.tasks
                 if worker.child is not None and (worker.tasks or not worker.ready):
                     worker.child.kill()
                 worker.tasks.clear()
                 worker.child, worker.ready = None, False
-            self._pending.clear()
-            for task in unfinished:
-                for at, frame in zip(task.at, task.frames, strict=True):
-                    self._finish(
-                        task.batch, at, frame, Failure(frame.key, "the daemon stopped before it was computed")
-                    )
+            self._fail_pending()
         for child in children:
             child.connection.close()
         for child in children:
             child.bury()
-
-    def _wake(self) -> None:
-        write(self._wake_w, b"x")
 
 
 def _names(task: _Task) -> str:

@@ -11,15 +11,15 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from daemon.changes import Answer, Changes
+from daemon.changes import Answer, ChangeRefused, Changes
 from daemon.executors import Executors
 from daemon.flow.dispatcher import Dispatcher
 from daemon.flow.executor import Executor
 from daemon.flow.succession import Switched
 from daemon.models.at_work import AtWork
-from daemon.models.registry import Model, Registry, RegistryError
+from daemon.models.registry import STATES, Model, Registry, RegistryError
 from daemon.models.shadows import Shadows
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ ANSWER_S: Final = 900.0
 SETTLE_S: Final = 120.0
 
 Request = Mapping[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False)
@@ -86,7 +87,7 @@ class ModelExchange:
     def adopt(self, at_work: AtWork) -> None:
         """Take note of what computes from now on; models in the shadow go on beside it."""
         self.at_work = at_work
-        self._changes.ask(self._renew_shadows)
+        self._changes.follow_up(self._renew_shadows)
 
     def answer(self, request: Request) -> Answer:
         """Answer the control command ``models``.
@@ -106,7 +107,12 @@ class ModelExchange:
         if not request.get("name"):
             raise ValueError("name: expected the name of a model")
         begin = time.monotonic()
-        done = self._changes.ask(partial(doing[str(what)], request)).result(ANSWER_S)
+        try:
+            done = self._changes.ask(partial(doing[str(what)], request)).result(ANSWER_S)
+        except TimeoutError as error:
+            raise ChangeRefused(
+                f"not done after {ANSWER_S:g} s, and still to come: `grainwatch status` says when"
+            ) from error
         return {"models": {**done, "took_s": time.monotonic() - begin}}
 
     def status(self) -> dict[str, Any]:
@@ -122,11 +128,14 @@ class ModelExchange:
     @property
     def problems(self) -> list[str]:
         """What went wrong with models, each with the model's name in front."""
-        return [p for p in (self.problem, self._shadows.problem) if p]
+        return [*([self.problem] if self.problem else []), *self._shadows.problems]
 
     def close(self) -> None:
-        """Compare no more. The executors are closed by whoever stops the daemon."""
+        """Compare no more, take back a model that failed last. The executors are closed with all others."""
         self._shadows.close()
+        trial = self._trial
+        if trial is not None and trial.switched.done():
+            self._end_trial(trial, trial.switched.result(), self._myself)
 
     # In the thread of changes.
 
@@ -136,7 +145,7 @@ class ModelExchange:
             raise RegistryError(f"{model.name} {model.version} is active already")
         self._registry.verify(model)
         note = partial(self._registry.set_state, model, "active", _who(request), request.get("why", ""))
-        return self._exchange(model, self.at_work.with_model(model), note)
+        return self._exchange(model, note)
 
     def _roll_back(self, request: Request) -> Answer:
         name, who, why = request["name"], _who(request), request.get("why", "")
@@ -144,7 +153,7 @@ class ModelExchange:
         if trial is not None and trial.model.name == name:
             # What computed before is warm still.
             self._dispatcher.put_back(f"rolled back by {who}" + (f": {why}" if why else ""))
-            switched = trial.switched.result(SETTLE_S)
+            switched = _in_time(trial.switched)
             self._end_trial(trial, switched, who)
             if switched.failed:
                 return _answer(trial.model, "is put back")
@@ -153,46 +162,79 @@ class ModelExchange:
         note = partial(self._registry.rollback, name, who, why)
         if previous is not None:
             self._registry.verify(previous)
-            return self._exchange(previous, self.at_work.with_model(previous), note)
+            return self._exchange(previous, note)
         if active is None:
             note()  # it says that there is nothing
             raise RegistryError(f"no version of {name} is active")
         if self.at_work.streams_of(name):
-            self._put(self.at_work.without_registry(name), note, 0).add_done_callback(self._relieved)
-            self._changes.ask(self._renew_shadows)
+            executor, at_work = self.prepare(lambda: self.at_work.without_registry(name))
+            self._put(executor, at_work, note, 0).add_done_callback(self._relieved)
+            self._changes.follow_up(self._renew_shadows)
         else:
             note()
         return _answer(active, "is retired, no version of it is active; the bundle without it counts")
 
-    def _exchange(self, model: Model, at_work: AtWork, note: Callable[[], object]) -> Answer:
+    def _exchange(self, model: Model, note: Callable[[], object]) -> Answer:
         """Warm a model beside the one at work, and put it in its place on probation."""
-        if not at_work.streams_of(model.name):
+        if not self.at_work.streams_of(model.name):
             note()
             return _answer(model, "is active; no stream uses it")
+        executor, at_work = self.prepare(lambda: self.at_work.with_model(model))
         before, reserve = self.at_work, self._dispatcher.executor
         frames = at_work.configuration.config.models.probation_frames
-        switched = self._put(at_work, note, frames)
+        switched = self._put(executor, at_work, note, frames)
         self.problem = ""
         if frames:
             self._trial = trial = _Trial(model, before, reserve, switched)
             switched.add_done_callback(
-                lambda done: self._changes.ask(partial(self._end_trial, trial, done.result(), self._myself))
+                lambda done: self._changes.follow_up(
+                    partial(self._end_trial, trial, done.result(), self._myself)
+                )
             )
         else:
             switched.add_done_callback(self._relieved)
-        self._changes.ask(self._renew_shadows)
+        self._changes.follow_up(self._renew_shadows)
         return _answer(model, f"computes, on probation for {frames} frames" if frames else "computes")
 
-    def _put(self, at_work: AtWork, note: Callable[[], object], probation: int) -> Future[Switched]:
-        """Warm an executor and switch to it; `note` writes that down just before."""
-        executor = self._executors.make(at_work.configuration, at_work.models)
-        self._executors.warm(executor)
-        try:
-            note()
-            switched = self._executors.put_in_place(executor, self._dispatcher, probation)
-        except Exception:
+    def prepare(self, wanted: Callable[[], AtWork]) -> tuple[Executor, AtWork]:
+        """Warm an executor of what is wanted, and end the probation that is on.
+
+        From then on nothing puts another executor in the place of the one at work but who called this. A
+        model that failed meanwhile is taken back first, and what is wanted looked up and built anew.
+
+        Raises
+        ------
+        ConfigError
+            If it cannot get ready.
+        ChangeRefused
+            If the daemon stops, or is too busy.
+        """
+        while True:
+            at_work = wanted()
+            executor = self._executors.make(at_work.configuration, at_work.models)
+            self._executors.warm(executor)
+            try:
+                if self._settle():
+                    return executor, at_work
+            except Exception:
+                self._executors.close(executor)
+                raise
             self._executors.close(executor)
-            raise
+
+    def _settle(self) -> bool:
+        """End the probation that is on; return whether its model stays."""
+        computes = _in_time(self._dispatcher.settle())
+        trial = self._trial
+        if trial is None or computes is not trial.reserve:
+            return True
+        self._end_trial(trial, _in_time(trial.switched), self._myself)
+        return False
+
+    def _put(
+        self, executor: Executor, at_work: AtWork, note: Callable[[], object], probation: int
+    ) -> Future[Switched]:
+        """Switch to an executor that was prepared; `note` writes that down just before."""
+        switched = self._executors.put_in_place(executor, self._dispatcher, probation, note)
         self.at_work = at_work
         for line in executor.engines:
             log.info("%s", line)
@@ -217,20 +259,19 @@ class ModelExchange:
             self._registry.rollback(name, who, switched.failed)
         except RegistryError as error:
             # It computes no more all the same; at the next start it would.
-            self.problem = f"{name} {version} was put back, but is active in the registry: {error}"
+            self.problem = (
+                f"{name} {version} was put back, but is active in the registry ({error}):"
+                " when that is mended, `grainwatch models rollback`"
+            )
             log.error("model %s", self.problem)
-        if self._dispatcher.executor is trial.reserve:
-            self.at_work = trial.before
-        else:
-            # Another configuration was taken over meanwhile, with the model that failed.
-            at_work = AtWork.of(self.at_work.configuration, self._registry)
-            self._put(at_work, lambda: None, 0).add_done_callback(self._relieved)
+        # Nothing else was put in place since: that settles a trial first.
+        self.at_work = trial.before
         self._executors.close(switched.executor)
-        self._changes.ask(self._renew_shadows)
+        self._changes.follow_up(self._renew_shadows)
         return {}
 
     def _relieved(self, switched: Future[Switched]) -> None:
-        self._changes.ask(partial(self._close, switched.result().executor))
+        self._changes.follow_up(partial(self._close, switched.result().executor))
 
     def _close(self, executor: Executor) -> Answer:
         self._executors.close(executor)
@@ -238,8 +279,9 @@ class ModelExchange:
 
     def _shadow(self, request: Request) -> Answer:
         who, why = _who(request), request.get("why", "")
-        model = self._registry.find(request["name"], request.get("version", ""))
         share = _share(request, self.at_work.configuration.config.models.shadow_share)
+        among = STATES if share else ("shadow",)
+        model = self._registry.find(request["name"], request.get("version", ""), among)
         if not share:
             self._registry.set_state(model, "candidate", who, why)
             self._shadows.end(model.name)
@@ -249,12 +291,8 @@ class ModelExchange:
         if model.state == "active":
             raise RegistryError(f"{model.name} {model.version} is active, it cannot be compared with itself")
         self._registry.verify(model)
-        self._shadows.begin(model, share, self.at_work)
-        try:
-            self._registry.set_state(model, "shadow", who, why, share=share)
-        except RegistryError:
-            self._shadows.end(model.name)
-            raise
+        note = partial(self._registry.set_state, model, "shadow", who, why, share=share)
+        self._shadows.begin(model, share, self.at_work, note)
         return _answer(model, f"computes {100 * share:.3g} % of the frames in the shadow")
 
     def _renew_shadows(self) -> Answer:
@@ -269,6 +307,17 @@ def _share(request: Request, default: float) -> float:
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
         raise ValueError(f"share: expected 0 to 1, got {share!r}")
     return float(share)
+
+
+def _in_time(answer: Future[T]) -> T:
+    """Return what the dispatcher answers."""
+    try:
+        return answer.result(SETTLE_S)
+    except TimeoutError as error:
+        raise ChangeRefused(
+            f"the frames in hand are not through after {SETTLE_S:g} s: a sink or a worker holds them up,"
+            " `grainwatch status` says which; try again"
+        ) from error
 
 
 def _who(request: Request) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,21 +37,40 @@ class Shadows:
         self._executors = executors
         self._dispatcher = dispatcher
         self._entries: dict[str, _Entry] = {}
-        self.problem = ""
+        self._problem = ""
 
-    def begin(self, model: Model, share: float, at_work: AtWork) -> None:
+    @property
+    def problems(self) -> list[str]:
+        """What keeps models from being tried, each with the model's name in front."""
+        found = [self._problem] if self._problem else []
+        for name, entry in tuple(self._entries.items()):
+            if problem := entry.shadow.executor.problem:
+                found.append(f"{name} {entry.model.version} in the shadow: {problem}")
+        return found
+
+    def begin(
+        self, model: Model, share: float, at_work: AtWork, note: Callable[[], object] | None = None
+    ) -> None:
         """Have a model compute a share of the frames of the streams that use it.
+
+        One of its name that is there goes on until it is warm, and until `note` has written that down.
 
         Raises
         ------
-        ConfigError
-            If it cannot get ready.
+        ConfigError, RegistryError
+            If it cannot get ready, or what `note` raises: then nothing has changed.
         """
-        self.end(model.name)
         configuration = at_work.configuration
+        comparers = {name: p.comparer() for name, p in configuration.pipelines().items()}
         executor = self._executors.make_background(configuration, at_work.with_model(model).models)
         self._executors.warm(executor)
-        comparers = {name: p.comparer() for name, p in configuration.pipelines().items()}
+        if note is not None:
+            try:
+                note()
+            except Exception:
+                self._executors.close(executor)
+                raise
+        self.end(model.name)
         notes = _Notes(self._registry, model, comparers, configuration.config.models.shadow_kept)
         shadow = Shadow(executor, share, at_work.streams_of(model.name), notes.take)
         self._entries[model.name] = _Entry(model, shadow, at_work)
@@ -71,7 +90,7 @@ class Shadows:
 
         Beside anything else they would be held to what they are not like.
         """
-        self.problem = ""
+        self._problem = ""
         wanted = {m.name: m for m in self._registry.models() if m.state == "shadow"}
         for name, entry in list(self._entries.items()):
             if entry.beside is not at_work or name not in wanted:
@@ -85,8 +104,8 @@ class Shadows:
             except ChangeRefused:
                 return
             except ValueError as error:
-                self.problem = f"{name} {model.version} cannot be tried in the shadow: {error}"
-                log.error("model %s", self.problem)
+                self._problem = f"{name} {model.version} cannot be tried in the shadow: {error}"
+                log.error("model %s", self._problem)
 
     def close(self) -> None:
         """Compare no more. The executors are closed with all others."""
@@ -104,7 +123,7 @@ class Shadows:
                 "offered": entry.shadow.offered,
                 "passed_over": entry.shadow.passed_over,
             }
-            for name, entry in self._entries.items()
+            for name, entry in tuple(self._entries.items())
         }
 
     def _tell(self) -> None:

@@ -80,3 +80,23 @@ def test_another_switch_ends_a_probation(dispatcher: Dispatcher, executors: list
     # Too late: nothing is in reserve any more.
     dispatcher.put_back("somebody does not like it")
     assert dispatcher.switch(fourth).result(LONG_S).executor is third
+
+
+def test_what_was_asked_for_is_done_in_that_order(
+    dispatcher: Dispatcher, executors: list[LocalExecutor]
+) -> None:
+    """A wish to put one executor back does not hit the next one, however late it is heard."""
+    first, second, third, *_ = executors
+    switch = dispatcher.switch(second, probation=3)
+    dispatcher.put_back("the second is not liked")
+    following = dispatcher.switch(third, probation=3)
+    dispatcher.start()
+    ended = switch.result(LONG_S)
+    assert (ended.executor, ended.failed) == (second, "the second is not liked")
+    eventually(lambda: dispatcher.executor is third)
+    assert not following.done()
+    assert dispatcher.settle().result(LONG_S) is third
+    # It is there to stay.
+    assert following.result(LONG_S).executor is first
+    dispatcher.put_back("too late")
+    assert dispatcher.settle().result(LONG_S) is third

@@ -326,3 +326,38 @@ def test_the_local_executor_gives_the_same_answers(tmp_path: Path) -> None:
     assert "RuntimeError" in reason(outcomes[2])
     assert isinstance(outcomes[3], LaueResult)
     local.close()
+
+
+def test_who_submits_to_a_closed_executor_is_told(tmp_path: Path) -> None:
+    """A shadow may be taken down between the look for room and the frame."""
+    workers = executor(tmp_path, workers=1)
+    workers.start()
+    workers.close()
+    assert workers.free() == 0
+    assert reason(compute(workers, frame(1))[0]) == "the daemon stopped before it was computed"
+
+
+def test_what_is_put_while_it_is_closed_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = executor(tmp_path, workers=1)
+    workers.start()
+    put = workers._ring.put
+
+    def put_and_close(data: memoryview) -> int | None:
+        slot = put(data)
+        workers.close()
+        return slot
+
+    monkeypatch.setattr(workers._ring, "put", put_and_close)
+    assert reason(compute(workers, frame(1))[0]) == "the daemon stopped before it was computed"
+
+
+def test_what_is_given_up_fails_as_a_fault_that_another_can_make_good(tmp_path: Path) -> None:
+    workers = executor(tmp_path, workers=1, pipeline="sleep_s = 0.5")
+    workers.start()
+    futures = [workers.submit("s", [frame(n)]) for n in range(4)]
+    workers.give_up("something better came")
+    outcomes = [f.result(30)[0] for f in futures]
+    workers.close()
+    failed = [o for o in outcomes if isinstance(o, Failure)]
+    assert all(isinstance(o, LaueResult) for o in outcomes[:2])  # in the worker's hands
+    assert [(o.reason, o.fault) for o in failed] == [("something better came", True)] * 2

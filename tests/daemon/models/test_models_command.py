@@ -310,7 +310,7 @@ def test_a_daemon_does_it_itself(
         {**common, "do": "activate", "version": "1", "why": "better"},
         {**common, "do": "shadow", "version": "1", "why": "", "share": 0.4},
         {**common, "do": "shadow", "version": "1", "why": "", "share": 0.25},
-        {**common, "do": "shadow", "version": "1", "why": "", "stop": True},
+        {**common, "do": "shadow", "version": "1", "why": "", "share": 0.0},
         {**common, "do": "rollback", "version": "", "why": ""},
     ]
 

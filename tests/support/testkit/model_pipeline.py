@@ -43,6 +43,7 @@ class ModelPipeline:
                 raise ValueError(f"{ref.folder}: is another bundle than the daemon took")
             self.engines_.append(open_engine(bundle, context.engines))
             self.behaviour.append(bundle.description.preparation)
+            time.sleep(self.behaviour[-1].get("warm_s", 0.0))
             models.append(bundle.model)
         joined = "+".join(m.sha256 for m in models)
         self.model = ModelInfo("+".join(m.name for m in models), "+".join(m.version for m in models), joined)
@@ -84,7 +85,8 @@ def build(config: Config, context: StreamContext) -> ModelPipeline:
 def make_bundle(folder: Path, name: str, version: int, off: float = 0.0, **behaviour: Any) -> str:
     """Write a bundle whose network adds `version` to its input; return its sha256.
 
-    `off` is how far its self-test is wrong. Behaviours: `raise_from` (number of a worker's frame), `sleep_s`.
+    `off` is how far its self-test is wrong. Behaviours: `raise_from` (number of a worker's frame), `sleep_s`,
+    `warm_s` (how long it takes to get ready).
     """
     graph = helper.make_graph(
         [helper.make_node("Add", ["x", "version"], ["y"])],
