@@ -9,7 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from offline_training.micrograph.splits import GroupedFolds
+
 ByteImage = npt.NDArray[np.uint8]
+IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,7 @@ class CropDraw:
                     f" {self.side_px} x {self.side_px} px"
                 )
 
-    def batch(self, step: int, count: int) -> tuple[ByteImage, npt.NDArray[np.int64]]:
+    def batch(self, step: int, count: int) -> tuple[ByteImage, IntArray]:
         """Return crops (count, side, side) of a step and the numbers of their images (count,)."""
         rng = np.random.default_rng((self.seed, step))
         chosen = rng.integers(0, len(self.images), count)
@@ -74,7 +77,7 @@ class CropDraw:
         return digest.hexdigest()
 
 
-def side_by_side(images: Sequence[ByteImage], side_px: int = 128) -> tuple[ByteImage, npt.NDArray[np.int64]]:
+def side_by_side(images: Sequence[ByteImage], side_px: int = 128) -> tuple[ByteImage, IntArray]:
     """Return all patches that fit side by side, (n, side, side), and the numbers of their images, (n,)."""
     patches, numbers = [], []
     for number, image in enumerate(images):
@@ -85,3 +88,50 @@ def side_by_side(images: Sequence[ByteImage], side_px: int = 128) -> tuple[ByteI
     if not patches:
         raise ValueError("no images to cut patches from")
     return np.concatenate(patches), np.concatenate(numbers).astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """What is trained on and what is held out; no source is in both.
+
+    Attributes
+    ----------
+    crops : CropDraw
+        Of the images that are trained on.
+    trained_on : (m,) int64
+        Their numbers among all images, in the order of `crops.images`.
+    patches : (n, side, side) uint8
+        Of the held-out images, side by side.
+    image_of : (n,) int64
+        The number of each patch's image among all images.
+    """
+
+    crops: CropDraw
+    trained_on: IntArray
+    patches: ByteImage
+    image_of: IntArray
+
+
+def fold_of(
+    images: Sequence[ByteImage],
+    split: GroupedFolds,
+    fold: int,
+    side_px: int = 128,
+    seed: int = 0,
+    turned: bool = True,
+) -> Fold:
+    """Part images as a split says, one item of the split an image.
+
+    Raises
+    ------
+    ValueError
+        If the split is of another number of images, or an image is too small.
+    """
+    if len(images) != len(split.sources):
+        raise ValueError(
+            f"images: expected {len(split.sources)}, one an item of the split, got {len(images)}"
+        )
+    inside, outside = split.trained_on(fold), split.held_out(fold)
+    crops = CropDraw(tuple(images[i] for i in inside), side_px, seed, turned)
+    patches, of = side_by_side([images[i] for i in outside], side_px)
+    return Fold(crops, inside, patches, outside[of])

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from offline_training.micrograph.crops import CropDraw, side_by_side
+from offline_training.micrograph.crops import CropDraw, fold_of, side_by_side
 from offline_training.micrograph.recipes import RECIPES, recipe_of
+from offline_training.micrograph.splits import GroupedFolds
 
 
 def _images() -> tuple[np.ndarray, ...]:
@@ -73,6 +74,22 @@ def test_patches_lie_side_by_side() -> None:
     np.testing.assert_array_equal(side_by_side([images[1]], 5)[0][1], images[1][5:10, :5])
     with pytest.raises(ValueError, match="no images"):
         side_by_side([], 4)
+
+
+def test_a_fold_holds_whole_sources_out() -> None:
+    images = [np.full((8, 8), i, np.uint8) for i in range(9)]
+    split = GroupedFolds.draw([f"spot {i // 3}" for i in range(9)], 3, seed=1)
+    for number in range(3):
+        fold = fold_of(images, split, number, side_px=4)
+        trained = {int(i) for i in np.unique(fold.crops.batch(0, 200)[0])}
+        held_out = {int(i) for i in np.unique(fold.patches)}
+        assert {i // 3 for i in trained} | {i // 3 for i in held_out} == {0, 1, 2}
+        assert not {i // 3 for i in trained} & {i // 3 for i in held_out}
+        # Numbers lead back to the images, and so to their labels.
+        assert set(fold.trained_on) == trained
+        np.testing.assert_array_equal(fold.image_of, fold.patches[:, 0, 0])
+    with pytest.raises(ValueError, match="images: expected 9, one an item of the split, got 8"):
+        fold_of(images[:8], split, 0)
 
 
 @pytest.mark.parametrize("kind", RECIPES)

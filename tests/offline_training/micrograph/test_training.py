@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is absent: pip install 'grainwatch[training]'")
 
-from offline_training.laue.errors import DivergedError, TrainingError  # noqa: E402
+from offline_training.laue.errors import DivergedError, Interrupted, TrainingError  # noqa: E402
 from offline_training.micrograph import figures  # noqa: E402
 from offline_training.micrograph.crops import CropDraw, side_by_side  # noqa: E402
 from offline_training.micrograph.loop import Progress, fit  # noqa: E402
@@ -107,6 +108,23 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(tmp_path: Path) -> N
     assert trained.steps == 6
     for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         torch.testing.assert_close(one, other, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_ctrl_c_ends_a_training_after_the_step_and_keeps_it(tmp_path: Path) -> None:
+    settings = _settings("vqvae", 5, *VQ)
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    path = tmp_path / "c.pt"
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match=r"interrupted after step 2 of 5, which .*c\.pt keeps"):
+        train_vqvae(_crops(), settings, path, stop)
+    assert signal.getsignal(signal.SIGINT) is before
+    steps: list[int] = []
+    train_vqvae(_crops(), settings, path, lambda progress: steps.append(progress.step))
+    assert steps == [3, 4, 5]
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
