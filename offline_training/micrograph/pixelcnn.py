@@ -157,7 +157,10 @@ class PixelCnn(nn.Module):
 
     def logits_of(self, embedded: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """Return logits (n, codes, rows, columns) of what `embed` gives."""
-        given = self.condition_of(condition, len(embedded))
+        return self.stacks(embedded, self.condition_of(condition, len(embedded)))
+
+    def stacks(self, embedded: torch.Tensor, given: torch.Tensor | None) -> torch.Tensor:
+        """Return logits as `logits_of` does, of a condition as `condition_of` gives it."""
         v = h = embedded
         for layer in self.layers:
             v, h = layer(v, h, given)
@@ -178,8 +181,7 @@ class PixelCnn(nn.Module):
 
     def log_likelihood(self, codes: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """Return the log-likelihood of each map in nats, (n,) float32."""
-        logits = self(codes, condition).float()
-        return -nn.functional.cross_entropy(logits, codes, reduction="none").sum((1, 2))
+        return _log_likelihood(self(codes, condition), codes)
 
     def bits_per_code(self, codes: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """Return what each map costs, in bits for each code, (n,) float32."""
@@ -199,3 +201,31 @@ class PixelCnn(nn.Module):
             raise ValueError(f"condition: expected classes from 0 to {s.classes - 1}")
         if not bool(torch.isfinite(condition).all()):
             raise ValueError("condition: expected numbers")
+
+
+class LikelihoodReader(nn.Module):
+    """What a bundle exports: maps of codes and candidate conditions in, log-likelihoods out.
+
+    Nothing is checked here: an exported network cannot ask what its inputs are.
+    """
+
+    def __init__(self, network: PixelCnn) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, codes: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        """Return log-likelihoods in nats, (n,), of codes (n, rows, columns) int32 under one condition each.
+
+        Conditions are (n, scalars) float32 as they are, or classes (n,) int64.
+        """
+        network = self.network
+        given = condition
+        if condition is not None and network.sizes.scalars:
+            given = (condition - network.mean) / network.scale
+        whole = codes.long()
+        return _log_likelihood(network.stacks(network.embed(whole), given), whole)
+
+
+def _log_likelihood(logits: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    log_p = torch.log_softmax(logits.float(), 1)
+    return torch.gather(log_p, 1, codes[:, None]).sum((1, 2, 3))
