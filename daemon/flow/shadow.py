@@ -49,6 +49,11 @@ class Shadow:
         Those that use the model.
     take : callable
         Gets each pair that is complete, in a thread of its own.
+
+    Attributes
+    ----------
+    problem : str
+        Why the last comparison was lost, "" where it was not.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class Shadow:
         self.share = share
         self.offered = 0
         self.passed_over = 0
+        self.problem = ""
         self._streams = frozenset(streams)
         self._take = take
         self._lock = threading.Lock()
@@ -111,8 +117,14 @@ class Shadow:
         while (pair := self._complete.get()) is not None:
             try:
                 self._take(pair)
-            except Exception:
-                log.exception("a comparison of frame %d is lost", pair.key.frame)
+            except Exception as error:
+                # Said once, until it works again: on a full disk it happens with every frame.
+                problem = f"comparisons are lost: {type(error).__name__}: {error}"
+                if problem != self.problem:
+                    log.exception("frame %d: %s", pair.key.frame, problem)
+                self.problem = problem
+            else:
+                self.problem = ""
 
 
 def is_chosen(key: FrameKey, share: float) -> bool:

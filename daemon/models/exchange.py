@@ -6,6 +6,7 @@ All that changes something runs in the thread of `daemon.changes`, one after the
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -83,6 +84,7 @@ class ModelExchange:
         self._dispatcher = dispatcher
         self._shadows = Shadows(registry, executors, dispatcher)
         self._trial: _Trial | None = None
+        self._ending = threading.Lock()  # a stop may end a trial, too
 
     def adopt(self, at_work: AtWork) -> None:
         """Take note of what computes from now on; models in the shadow go on beside it."""
@@ -242,9 +244,10 @@ class ModelExchange:
 
     def _end_trial(self, trial: _Trial, switched: Switched, who: str) -> Answer:
         """Close the executor that nobody computes with any more; take back a model that failed."""
-        if trial.over:
-            return {}
-        trial.over = True
+        with self._ending:
+            if trial.over:
+                return {}
+            trial.over = True
         if self._trial is trial:
             self._trial = None
         name, version = trial.model.name, trial.model.version

@@ -44,7 +44,7 @@ class Shadows:
         """What keeps models from being tried, each with the model's name in front."""
         found = [self._problem] if self._problem else []
         for name, entry in tuple(self._entries.items()):
-            if problem := entry.shadow.executor.problem:
+            if problem := entry.shadow.executor.problem or entry.shadow.problem:
                 found.append(f"{name} {entry.model.version} in the shadow: {problem}")
         return found
 

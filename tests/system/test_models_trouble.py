@@ -104,6 +104,23 @@ def test_a_stop_follows_a_fault_on_probation(lab: Lab) -> None:
     assert lab.daemon.audit() == []
 
 
+def test_the_last_frames_of_all_fail_on_probation(lab: Lab) -> None:
+    """The daemon ends when nothing more comes, not before what failed was computed anew."""
+    lab.bundle("first", 2, raise_from=3)
+    lab.daemon.start("--exit-when-done")
+    lab.daemon.feed(["start", "1/a"])
+    lab.ask("activate", "first", 2)
+    lab.feed(8)
+    lab.daemon.feed(["end", "1/a"], ["exhausted"])
+    assert lab.daemon.process is not None
+    assert lab.daemon.process.wait(LONG_S) == 0
+    results = lab.daemon.events("result")
+    assert sorted(r["frame"] for r in results) == list(range(8))
+    assert lab.daemon.exceptions() == []
+    assert lab.states("first") == {"2": "retired"}
+    assert lab.daemon.audit() == []
+
+
 # Workers that cannot start again.
 
 
@@ -148,7 +165,12 @@ def test_status_says_why_workers_cannot_start_and_when_they_can_again(lab: Lab) 
         shutil.move(there, here)
     assert versions(lab.all_done()) == [("101", "101")]
     eventually(lambda: lab.daemon.status()["errors"] == {}, LONG_S)
-    assert lab.daemon.status()["status"]["state"] == "running"
+    status = lab.daemon.status()["status"]
+    assert status["state"] == "running"
+    # Those of the shadow count, too, and go on counting when it is gone.
+    assert status["worker_restarts"] >= 4
+    lab.ask("shadow", "first", 2, share=0)
+    assert lab.daemon.status()["status"]["worker_restarts"] >= status["worker_restarts"]
 
 
 # In the shadow.
@@ -161,6 +183,8 @@ def test_a_shadow_that_cannot_begin_leaves_the_one_there(lab: Lab) -> None:
     lab.ask("activate", "first", 4)
     lab.ask("rollback", "first")  # retired
     lab.ask("shadow", "first", 2, share=0.5)
+    of_shadow = max(lab.daemon.workers())
+    assert os.sched_getscheduler(of_shadow) == os.SCHED_IDLE
     with pytest.raises(ConfigError, match=r"off by 0\.5"):
         lab.ask("shadow", "first", 3, share=0.5)
     with pytest.raises(ConfigError, match="version 4 is retired, not shadow"):
