@@ -1,4 +1,4 @@
-"""Do two models find the same crystals in a frame?"""
+"""Whether two models find the same crystals in a frame."""
 
 from __future__ import annotations
 
