@@ -185,7 +185,6 @@ class ModelExchange:
         before, reserve = self.at_work, self._dispatcher.executor
         frames = at_work.configuration.config.models.probation_frames
         switched = self._put(executor, at_work, note, frames)
-        self.problem = ""
         if frames:
             self._trial = trial = _Trial(model, before, reserve, switched)
             switched.add_done_callback(
@@ -237,6 +236,7 @@ class ModelExchange:
     ) -> Future[Switched]:
         """Switch to an executor that was prepared; `note` writes that down just before."""
         switched = self._executors.put_in_place(executor, self._dispatcher, probation, note)
+        self.problem = ""
         self.at_work = at_work
         for line in executor.engines:
             log.info("%s", line)

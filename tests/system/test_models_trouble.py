@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -171,6 +173,46 @@ def test_status_says_why_workers_cannot_start_and_when_they_can_again(lab: Lab) 
     assert status["worker_restarts"] >= 4
     lab.ask("shadow", "first", 2, share=0)
     assert lab.daemon.status()["status"]["worker_restarts"] >= status["worker_restarts"]
+
+
+# A registry that cannot be written.
+
+
+@contextmanager
+def refusing(registry: Path) -> Iterator[None]:
+    """No model changes its state, as on a disk that is full."""
+    with closing(sqlite3.connect(registry)) as db:
+        db.execute(
+            "CREATE TRIGGER full BEFORE UPDATE ON models BEGIN SELECT RAISE(ABORT, 'the disk is full'); END"
+        )
+        yield
+        db.execute("DROP TRIGGER full")
+
+
+def test_a_registry_that_cannot_be_written(lab: Lab) -> None:
+    lab.bundle("first", 2, raise_from=1)
+    lab.start()
+    with refusing(lab.registry.path):
+        for do in ("activate", "shadow"):
+            with pytest.raises(ConfigError, match="the disk is full"):
+                lab.ask(do, "first", 2)
+    assert lab.states("first") == {"2": "candidate"}
+    assert lab.models()["in_shadow"] == {}
+    assert lab.models()["on_probation"] == ""
+    eventually(lambda: len(lab.daemon.workers()) == 1, LONG_S)
+    lab.ask("activate", "first", 2)
+    with refusing(lab.registry.path):
+        lab.feed(5)
+        assert versions(lab.all_done()) == [("101", "101")]
+        errors = eventually(lambda: e if "model first" in (e := lab.daemon.status()["errors"]) else None)
+        assert "2 was put back, but is active in the registry" in errors["model first"]
+        assert "grainwatch models rollback" in errors["model first"]
+        assert lab.models()["in_use"]["first"]["sha256"] == lab.sha256["first", 1]
+    lab.ask("rollback", "first")
+    assert lab.states("first") == {"2": "retired"}
+    assert lab.daemon.status()["errors"] == {}
+    lab.feed(5)
+    assert versions(lab.all_done()) == [("101", "101")]
 
 
 # In the shadow.
