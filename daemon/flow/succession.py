@@ -35,13 +35,14 @@ class Post:
     """An executor at work, and how many batches of it have not been settled.
 
     `trial` is there while it has to prove itself, and stays where it failed to; `switched` is done when
-    the switch to it has ended.
+    the switch to it has ended. What fails by a fault of one that was `given_up` does not count.
     """
 
     executor: Executor
     probation: int = 0
     outstanding: int = 0
     trial: _Trial | None = None
+    given_up: bool = False
     switched: Future[Switched] = field(default_factory=Future)
 
 
@@ -138,6 +139,9 @@ class Succession:
                     settled.set_result(self.post.executor)
         if self.post.trial is not None and (problem := self.post.executor.problem):
             self._put_back(problem)
+        for leaving in self._leaving:
+            if problem := leaving.post.executor.problem:
+                self._give_up(leaving.post, problem)
         for leaving in [x for x in self._leaving if not x.post.outstanding]:
             self._leaving.remove(leaving)
             leaving.switched.set_result(Switched(leaving.post.executor, leaving.failed))
@@ -145,13 +149,13 @@ class Succession:
     def judge(self, post: Post, outcomes: Sequence[Outcome]) -> list[bool]:
         """Look at what came back from an executor; return of each outcome whether it must not count.
 
-        Those are the faults of one on probation, or of one that failed it: another computes them anew.
+        Those are the faults of one on probation, or of one that was given up: another computes them anew.
         """
         trial = post.trial
-        if trial is None:
+        if trial is None and not post.given_up:
             return [False] * len(outcomes)
         faults = [o for o in outcomes if isinstance(o, Failure) and o.fault]
-        if post is self.post:
+        if trial is not None and post is self.post:
             trial.left -= len(outcomes)
             if faults:
                 self._put_back(f"frame {faults[0].key.frame} of {faults[0].key.source}: {faults[0].reason}")
@@ -185,5 +189,10 @@ class Succession:
         log.warning("what computed before is put back: %s", reason)
         self._leaving.append(_Leaving(failed, reason, failed.switched))
         self.post = trial.reserve
-        # Its workers may never start again; what waits for them is computed anew.
-        failed.executor.give_up(reason)
+        self._give_up(failed, reason)
+
+    def _give_up(self, post: Post, reason: str) -> None:
+        """Have what waits in one that leaves computed anew: its workers may never start again."""
+        if not post.given_up:
+            post.given_up = True
+            post.executor.give_up(reason)

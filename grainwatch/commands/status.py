@@ -64,6 +64,8 @@ def ask(path: Path, request: dict[str, Any], timeout: float = TIMEOUT_S) -> dict
             connection.sendall(json.dumps(request).encode() + b"\n")
             with connection.makefile("rb") as lines:
                 line = lines.readline()
+        if not line:
+            raise ConnectionError("it broke the connection off before it answered; has it ended?")
         reply = json.loads(line)
     except FileNotFoundError as error:
         raise ConfigError(f"no daemon listens at {path}: is it running? (--socket or CONFIG)") from error

@@ -141,3 +141,20 @@ def test_a_path_that_no_socket_can_have_is_named(tmp_path: Path) -> None:
 def test_nobody_there_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no daemon listens at .*control\.sock"):
         ask(tmp_path / "control.sock", {"command": "status"})
+
+
+def test_who_asks_a_daemon_that_ends_is_told_so(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as daemon:
+        daemon.bind(str(tmp_path / "control.sock"))
+        daemon.listen(1)
+
+        def end() -> None:
+            client, _ = daemon.accept()
+            with client:
+                client.recv(4096)
+
+        ends = threading.Thread(target=end)
+        ends.start()
+        with pytest.raises(ConfigError, match="broke the connection off before it answered; has it ended"):
+            ask(tmp_path / "control.sock", {"command": "status"})
+        ends.join()

@@ -17,6 +17,7 @@ import pytest
 from testkit.model_lab import LONG_S, Lab, versions
 from testkit.process import environment, eventually
 
+from grainwatch.commands.status import ask
 from grainwatch.config import ConfigError
 
 pytestmark = pytest.mark.system
@@ -142,6 +143,26 @@ def test_a_worker_on_probation_that_cannot_start_again_gives_way(lab: Lab) -> No
     assert "model.onnx" in errors["model first"]
     assert lab.daemon.stop() == 0
     assert lab.daemon.audit() == []
+
+
+def test_a_reload_helps_where_workers_cannot_start_again(tmp_path: Path) -> None:
+    """What waited for them is computed anew by the new ones."""
+    lab = Lab(tmp_path, workers=1, sleep_s=3.0)
+    with lab.daemon:
+        lab.start()
+        lab.feed(2)
+        eventually(lambda: lab.daemon.status()["status"]["edges"][0]["passed"] == 2, LONG_S)
+        shutil.rmtree(lab.folder / "first")
+        lab.bundle("first", 1, warm_s=0.01)
+        os.kill(lab.daemon.workers()[0], signal.SIGKILL)
+        eventually(lambda: "another bundle" in lab.daemon.status()["errors"].get("workers", ""), LONG_S)
+        ask(lab.folder / "run" / "control.sock", {"command": "reload"}, LONG_S)
+        lab.feed(1)
+        assert versions(lab.all_done()) == [("101", "101")]
+        assert lab.daemon.status()["errors"] == {}
+        assert lab.daemon.exceptions() == []
+        assert lab.daemon.stop() == 0
+    lab.registry.close()
 
 
 def test_status_says_why_workers_cannot_start_and_when_they_can_again(lab: Lab) -> None:
