@@ -60,7 +60,7 @@ class Run:
 
 def rows(report: Report) -> None:
     """Add the rows."""
-    count = report.scale(full=300, quick=60)
+    count = report.scale(full=300, quick=24)
     recipe = Recipe(count, report.seed)
     folder = frames(recipe)
     size = sum(path.stat().st_size for path in folder.iterdir()) / count / 1e6
@@ -70,7 +70,7 @@ def rows(report: Report) -> None:
         f" {recipe.material} grains, geometry C, 2 cores for daemon ({WORKERS} workers) and detector,"
         f" seed {report.seed}"
     )
-    fast = through_a_daemon(folder, rate_hz=0.0, seconds=report.scale(full=60, quick=10))
+    fast = through_a_daemon(folder, rate_hz=0.0, seconds=report.scale(full=60, quick=4))
     _check(fast)
     report.add(
         "daemon, frames through it, none dropped",
@@ -105,7 +105,7 @@ def rows(report: Report) -> None:
         f" workers {100 * fast.core_share['workers']:.0f} %",
     )
     named = through_a_daemon(
-        folder, rate_hz=0.0, seconds=report.scale(full=60, quick=10), bundle=[recipe.material]
+        folder, rate_hz=0.0, seconds=report.scale(full=60, quick=4), bundle=[recipe.material]
     )
     _check(named)
     report.add(
@@ -116,7 +116,7 @@ def rows(report: Report) -> None:
         conditions=f"as above, classical: {fast.rate_hz:.1f} frames/s",
         data={"counts": named.counts, "core_share": named.core_share, "seconds": named.seconds},
     )
-    steady = through_a_daemon(folder, rate_hz=ASKED_HZ, seconds=report.scale(full=60, quick=10))
+    steady = through_a_daemon(folder, rate_hz=ASKED_HZ, seconds=report.scale(full=60, quick=4))
     _check(steady)
     late, work = 1e3 * steady.latency_s, 1e3 * steady.compute_s
     report.add(

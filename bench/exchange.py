@@ -78,7 +78,7 @@ class Rig:
 
 def rows(report: Report) -> None:
     """Add the rows."""
-    count = report.scale(full=300, quick=60)
+    count = report.scale(full=300, quick=24)
     recipe = Recipe(count, report.seed)
     folder = frames(recipe)
     said = (
@@ -132,7 +132,7 @@ def _swaps(report: Report, folder: Path, said: str) -> None:
 
 def _shadow(report: Report, folder: Path, said: str) -> None:
     """Windows with and without a shadow take turns, so that the machine's moods fall on both."""
-    pairs, seconds = report.scale(full=6, quick=1), report.scale(full=30, quick=4)
+    pairs, seconds = report.scale(full=6, quick=1), report.scale(full=30, quick=3)
     windows: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
     with rig(folder) as at:
         model = at.models[0]
