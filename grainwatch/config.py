@@ -365,9 +365,18 @@ def _check_values(config: Config, where: str) -> None:
         (config.daemon.stop_timeout_s >= 0, "daemon.stop_timeout_s: expected 0 or more"),
         (config.daemon.ledger_days > 0, "daemon.ledger_days: expected more than 0"),
         (config.daemon.quarantine >= 0, "daemon.quarantine: expected 0 or more"),
-        (config.models.probation_frames >= 0, "models.probation_frames: expected 0 or more"),
-        (0 <= config.models.shadow_share <= 1, "models.shadow_share: expected 0 to 1"),
-        (config.models.shadow_kept >= 1, "models.shadow_kept: expected 1 or more"),
+        (
+            config.models.probation_frames >= 0,
+            f"models.probation_frames: expected 0 or more, got {config.models.probation_frames}",
+        ),
+        (
+            0 <= config.models.shadow_share <= 1,
+            f"models.shadow_share: expected 0 to 1, got {config.models.shadow_share:g}",
+        ),
+        (
+            config.models.shadow_kept >= 1,
+            f"models.shadow_kept: expected 1 or more, got {config.models.shadow_kept}",
+        ),
         (config.ring.slots >= 2, "ring.slots: expected 2 or more"),
         (config.ring.slot_bytes >= 4096, "ring.slot_bytes: expected 4096 or more"),
         (bool(config.streams), "streams: expected at least one [streams.NAME] table"),

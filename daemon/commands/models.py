@@ -74,8 +74,20 @@ class _Site:
         return [name for names in self.bundles.values() for name in names]
 
     def name(self, given: str) -> str:
-        """Return the registry's name of what was given: Cu is the name of a bundle that has another."""
-        return given if self.registry.models(given) else model_name(given)
+        """Return the registry's name of what was given: Cu is the name of a bundle that has another.
+
+        Raises
+        ------
+        RegistryError
+            If it is a bundle that comes with grainwatch, and the registry has none of that name.
+        """
+        name = given if self.registry.models(given) else model_name(given)
+        if name != given and not self.registry.models(name):
+            raise RegistryError(
+                f"{given} comes with grainwatch and is not in the registry:"
+                f" `grainwatch models add CONFIG {given}`"
+            )
+        return name
 
     def streams(self, model: str) -> list[str]:
         """Return the streams that use a model."""
@@ -178,7 +190,10 @@ def add(
         raise ConfigError(f"models: {error}") from error
     with _site(config) as site:
         _self_test(load_bundle(folder), site.engines)
-        model = site.registry.add(folder, operator(), note or str(folder), version)
+        try:
+            model = site.registry.add(folder, operator(), note or str(folder), version)
+        except RegistryError as error:
+            raise RegistryError(f"--as {version}: {error}" if version else str(error)) from error
         if as_json:
             _print_json({**_facts(model), "streams": site.streams(model.name)})
             return
@@ -249,7 +264,9 @@ def activate(
 ) -> None:
     """Have a model serve the streams that name it, in place of the one that does; no frame is lost."""
     with _site(config) as site:
-        model = site.registry.find(site.name(name), version, _AT_HAND)
+        # One that is retired was given up: who wants it back says which.
+        among = _AT_HAND if version else ("candidate", "shadow")
+        model = site.registry.find(site.name(name), version, among)
         _check(site, model)
 
         def alone(by: str) -> tuple[str, Model]:

@@ -86,6 +86,12 @@ class Dispatcher:
         self._wake.set()
         return switched
 
+    @property
+    def probation_left(self) -> int:
+        """How many frames have to be served still until the executor at work has proved itself."""
+        trial = self._succession.post.trial
+        return max(0, trial.left) if trial is not None else 0
+
     def put_back(self, reason: str) -> None:
         """Let the earlier executor compute again, if one is in reserve still."""
         self._succession.ask_to_put_back(reason)

@@ -24,10 +24,13 @@ class Switched:
         Which computes no more: whoever made it closes it.
     failed : str
         Why the earlier one was put back, "" where the new one serves on.
+    left : int
+        Frames by which its probation ended early.
     """
 
     executor: Executor
     failed: str = ""
+    left: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -62,6 +65,7 @@ class _Leaving:
     post: Post
     failed: str
     switched: Future[Switched]
+    left: int = 0
 
 
 class Succession:
@@ -144,7 +148,7 @@ class Succession:
                 self._give_up(leaving.post, problem)
         for leaving in [x for x in self._leaving if not x.post.outstanding]:
             self._leaving.remove(leaving)
-            leaving.switched.set_result(Switched(leaving.post.executor, leaving.failed))
+            leaving.switched.set_result(Switched(leaving.post.executor, leaving.failed, leaving.left))
 
     def judge(self, post: Post, outcomes: Sequence[Outcome]) -> list[bool]:
         """Look at what came back from an executor; return of each outcome whether it must not count.
@@ -178,7 +182,8 @@ class Succession:
         """End the probation of the executor at work: it serves on, the one in reserve goes."""
         trial = self.post.trial
         if trial is not None:
-            self._leaving.append(_Leaving(trial.reserve, "", self.post.switched))
+            left = max(0, trial.left)
+            self._leaving.append(_Leaving(trial.reserve, "", self.post.switched, left))
             self.post.trial = None
 
     def _put_back(self, reason: str) -> None:

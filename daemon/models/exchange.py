@@ -42,6 +42,7 @@ class _Trial:
     before: AtWork
     reserve: Executor
     switched: Future[Switched]
+    undo: Callable[[str, str], object]
     over: bool = False
 
 
@@ -124,6 +125,7 @@ class ModelExchange:
         return {
             "in_use": {name: {"folder": m.folder, "sha256": m.sha256} for name, m in models.items()},
             "on_probation": f"{trial.model.name} {trial.model.version}" if trial else "",
+            "probation_left": self._dispatcher.probation_left,
             "in_shadow": self._shadows.status(),
         }
 
@@ -142,12 +144,14 @@ class ModelExchange:
     # In the thread of changes.
 
     def _activate(self, request: Request) -> Answer:
-        model = self._registry.find(request["name"], request.get("version", ""))
+        version = request.get("version", "")
+        # One that is retired was given up: who wants it back says which.
+        model = self._registry.find(request["name"], version, STATES if version else ("candidate", "shadow"))
         if model.state == "active":
             raise RegistryError(f"{model.name} {model.version} is active already")
         self._registry.verify(model)
         note = partial(self._registry.set_state, model, "active", _who(request), request.get("why", ""))
-        return self._exchange(model, note)
+        return self._exchange(model, note, partial(self._registry.rollback, model.name), request)
 
     def _roll_back(self, request: Request) -> Answer:
         name, who, why = request["name"], _who(request), request.get("why", "")
@@ -158,13 +162,16 @@ class ModelExchange:
             switched = _in_time(trial.switched)
             self._end_trial(trial, switched, who)
             if switched.failed:
-                return _answer(trial.model, "is put back")
+                return _answer(trial.model, "is put back, what computed before computes again")
             # It had proved itself a moment before.
         active, previous = self._registry.active(name), self._registry.previous(name)
         note = partial(self._registry.rollback, name, who, why)
         if previous is not None:
             self._registry.verify(previous)
-            return self._exchange(previous, note)
+            # Whoever does not like that either wants back what is active now.
+            back = (previous, "retired") if active is None else (active, "active")
+            undo = partial(self._registry.set_state, *back)
+            return self._exchange(previous, note, undo, request, "again")
         if active is None:
             note()  # it says that there is nothing
             raise RegistryError(f"no version of {name} is active")
@@ -176,8 +183,18 @@ class ModelExchange:
             note()
         return _answer(active, "is retired, no version of it is active; the bundle without it counts")
 
-    def _exchange(self, model: Model, note: Callable[[], object]) -> Answer:
-        """Warm a model beside the one at work, and put it in its place on probation."""
+    def _exchange(
+        self,
+        model: Model,
+        note: Callable[[], object],
+        undo: Callable[[str, str], object],
+        request: Request,
+        again: str = "",
+    ) -> Answer:
+        """Warm a model beside the one at work, and put it in its place on probation.
+
+        `note` writes that down in the registry; `undo` takes it back there, by whom and why.
+        """
         if not self.at_work.streams_of(model.name):
             note()
             return _answer(model, "is active; no stream uses it")
@@ -186,7 +203,7 @@ class ModelExchange:
         frames = at_work.configuration.config.models.probation_frames
         switched = self._put(executor, at_work, note, frames)
         if frames:
-            self._trial = trial = _Trial(model, before, reserve, switched)
+            self._trial = trial = _Trial(model, before, reserve, switched, undo)
             switched.add_done_callback(
                 lambda done: self._changes.follow_up(
                     partial(self._end_trial, trial, done.result(), self._myself)
@@ -195,7 +212,10 @@ class ModelExchange:
         else:
             switched.add_done_callback(self._relieved)
         self._changes.follow_up(self._renew_shadows)
-        return _answer(model, f"computes, on probation for {frames} frames" if frames else "computes")
+        did = " ".join(filter(None, ["computes", again]))
+        answer = _answer(model, f"{did}, on probation for {frames} frames" if frames else did)
+        log.info("model %s; asked by %s", answer["did"], _who(request))
+        return answer
 
     def prepare(self, wanted: Callable[[], AtWork]) -> tuple[Executor, AtWork]:
         """Warm an executor of what is wanted, and end the probation that is on.
@@ -252,14 +272,18 @@ class ModelExchange:
             self._trial = None
         name, version = trial.model.name, trial.model.version
         if not switched.failed:
-            log.info("model %s %s has proved itself", name, version)
+            if switched.left:
+                early = "its probation ended %d frames early, for another exchange or a reload"
+                log.info(f"model %s %s: {early}", name, version, switched.left)
+            else:
+                log.info("model %s %s has proved itself", name, version)
             self._executors.close(switched.executor)
             return {}
         if who == self._myself:
             self.problem = f"{name} {version} was put back: {switched.failed}"
             log.error("model %s", self.problem)
         try:
-            self._registry.rollback(name, who, switched.failed)
+            trial.undo(who, switched.failed)
         except RegistryError as error:
             # It computes no more all the same; at the next start it would.
             self.problem = (
@@ -329,7 +353,7 @@ def _who(request: Request) -> str:
 
 def _answer(model: Model, did: str) -> Answer:
     return {
-        "did": did,
+        "did": f"{model.name} {model.version} ({model.sha256[:8]}) {did}",
         "name": model.name,
         "version": model.version,
         "sha256": model.sha256,

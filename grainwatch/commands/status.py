@@ -128,7 +128,11 @@ def _show(reply: dict[str, Any]) -> None:
 
 
 def _of_models(models: dict[str, Any]) -> list[str]:
-    lines = [f"model {models['on_probation']}: on probation"] if models.get("on_probation") else []
+    lines = []
+    if models.get("on_probation"):
+        lines.append(
+            f"model {models['on_probation']}: on probation, {models['probation_left']} more frames to serve"
+        )
     for name, shadow in models.get("in_shadow", {}).items():
         computed = shadow["offered"] - shadow["passed_over"]
         lines.append(

@@ -36,7 +36,7 @@ def test_a_model_is_exchanged_under_load(lab: Lab) -> None:
     lab.start()
     lab.feed(40)
     did = lab.ask("activate", "first", 2)
-    assert did == "computes, on probation for 10 frames"
+    assert did == f"first 2 ({lab.sha256['first', 2][:8]}) computes, on probation for 10 frames"
     assert lab.models()["on_probation"] == "first 2"
     lab.feed(40)
     results = lab.all_done()
@@ -158,6 +158,31 @@ def test_back_and_forth(tmp_path: Path, probation: int) -> None:
         eventually(lambda: len(lab.daemon.workers()) == 2, LONG_S)
         assert lab.daemon.stop() == 0
     lab.registry.close()
+
+
+def test_a_rollback_that_is_rolled_back_on_probation(lab: Lab) -> None:
+    """What the registry calls active is what computes, whichever way it came there."""
+    for version in (2, 3):
+        lab.bundle("first", version)
+    lab.start()
+
+    def settled(do: str, *version: int, serve: int) -> tuple[str, dict[str, str]]:
+        lab.ask(do, "first", *version)
+        lab.feed(serve)
+        lab.all_done()
+        assert lab.daemon.status()["engines"][0].startswith(f"s: {lab.registry.active('first').version}: ")
+        return lab.daemon.events("result")[-1]["flags"][0], lab.states("first")
+
+    for version in (2, 3):
+        settled("activate", version, serve=20)
+        eventually(lambda: not lab.models()["on_probation"], LONG_S)
+    assert settled("rollback", serve=3) == ("102", {"2": "active", "3": "retired"})
+    assert lab.models()["probation_left"] == 7
+    assert settled("rollback", serve=3) == ("103", {"2": "retired", "3": "active"})
+    assert settled("rollback", serve=20) == ("102", {"2": "active", "3": "retired"})
+    eventually(lambda: not lab.models()["on_probation"], LONG_S)
+    with pytest.raises(ConfigError, match="no version is candidate or shadow"):
+        lab.ask("activate", "first")
 
 
 def test_swaps_under_a_reload_and_a_dying_worker(lab: Lab) -> None:
