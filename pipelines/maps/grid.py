@@ -243,7 +243,9 @@ def _equidistant(values: FloatArray, tolerance: float) -> tuple[float, float, In
         between = np.diff(levels)
         if len(between) == 0:
             continue
-        ordinal = np.concatenate([[0.0], np.cumsum(np.rint(between / between.min()))])
+        # One step by those that are about as long as the shortest, which jitter may have made short.
+        unit = float(np.median(between[between < 1.5 * between.min()]))
+        ordinal = np.concatenate([[0.0], np.cumsum(np.rint(between / unit))])
         if len(ordinal) < 0.5 * (ordinal[-1] + 1):
             continue
         step, origin = np.polyfit(ordinal, levels, 1) if len(ordinal) > 2 else (between[0], levels[0])

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipelines.maps.grid import NotAGrid, ScanGrid, infer_grid
@@ -58,6 +58,7 @@ def test_bad_grids_are_refused() -> None:
     st.floats(0.0, 0.12),
     st.floats(-5e3, 5e3),
 )
+@example((7,), 6, 0.1171875, 0.0)  # the shortest distance is half of a longer one
 def test_positions_with_jitter_and_holes_give_their_grid(
     shape: tuple[int, ...], seed: int, jitter: float, origin: float
 ) -> None:
