@@ -18,6 +18,7 @@ import msgspec
 
 from daemon.models.registry_file import RegistryError, give_to_owner_of, make_folder
 from pipelines.engines.bundle import DESCRIPTION, MANIFEST, Bundle, BundleError, load_bundle, write_bundle
+from pipelines.engines.plan_cache import sync_folder
 
 #: What may be the name of a folder, on every system and in every shell.
 _SAFE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
@@ -61,7 +62,7 @@ class BundleStore:
             make_folder(unfinished)
             for name, content in {**bundle.files, MANIFEST: _manifest_of(bundle)}.items():
                 _write(unfinished / name, content)
-            _sync_folder(unfinished)
+            sync_folder(unfinished)
             if load_bundle(unfinished).sha256 != bundle.sha256:
                 raise RegistryError(f"{bundle.folder}: does not read back as it was written; check the disk")
         except BaseException as error:
@@ -88,7 +89,7 @@ class BundleStore:
             if place.exists():
                 place.rename(place.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}"))
             unfinished.rename(place)
-            _sync_folder(place.parent)
+            sync_folder(place.parent)
         except OSError as error:
             raise RegistryError(f"{place}: cannot be made: {error.strerror or error}") from error
 
@@ -139,14 +140,3 @@ def _remove_given_up(parent: Path) -> None:
         with suppress(OSError):
             if time.time() - folder.stat().st_mtime > _GIVEN_UP_S:
                 discard(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have new names survive a power loss too, where a folder can be synchronised."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -112,7 +112,7 @@ def write_plan(key: PlanKey, content: bytes, folder: Path | None = None) -> Path
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-        _sync_folder(folder)
+        sync_folder(folder)
     except OSError as error:
         with suppress(OSError):
             beside.unlink()
@@ -149,8 +149,8 @@ def read_plan(key: PlanKey, folder: Path | None = None) -> bytes | None:
     return stored[end + 1 :]
 
 
-def _sync_folder(folder: Path) -> None:
-    """Have the new name survive a power loss too, where a folder can be synchronised."""
+def sync_folder(folder: Path) -> None:
+    """Have new names in a folder survive a power loss too, where a folder can be synchronised."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)
