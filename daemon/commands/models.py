@@ -360,9 +360,10 @@ def _check(site: _Site, model: Model) -> None:
 
 
 def _self_test(bundle: Bundle, engines: EnginesTable) -> None:
-    """Run the network as the daemon would, which tests it with the batch of its bundle."""
+    """Run the networks as the daemon would, which tests each with its batch of the bundle."""
     try:
-        open_engine(bundle, engines)
+        for network in bundle.networks():
+            open_engine(network, engines)
     except EngineError as error:
         raise BundleError(f"{bundle.folder}: {error}") from error
 

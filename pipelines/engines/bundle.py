@@ -3,13 +3,17 @@
 ``bundle.json`` describes the model; ``manifest.sha256`` (the format of sha256sum) lists every
 other file with its hash. Nothing in a bundle is ever unpickled. The hash of the manifest stands
 for the bundle: results carry it.
+
+A model is one network, ``model.onnx`` with ``selftest.npz``, or several that belong together: further
+ones are NAME.onnx with NAME.selftest.npz, and `Bundle.network` shows each as a bundle of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,16 @@ _LARGEST_BYTES = 1 << 30
 
 class BundleError(ValueError):
     """A bundle that cannot be used, and why."""
+
+
+class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A further network of a model; the attributes are those of `Description`."""
+
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
+    tolerances: dict[str, float]
+    precision: dict[str, str] = {}
+    batch: tuple[int, int, int] = (1, 32, 1024)
 
 
 class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -66,6 +80,9 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         "fp32" for all others.
     batch : (int, int, int)
         Fewest, typical and most rows at once, for engines that are compiled for a range.
+    networks : dict of str to Network
+        Further ones, by name; `inputs`, `outputs`, `tolerances`, `precision` and `batch` above are those
+        of ``model.onnx``.
     """
 
     schema: str
@@ -85,6 +102,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     command: str
     precision: dict[str, str] = {}
     batch: tuple[int, int, int] = (1, 32, 1024)
+    networks: dict[str, Network] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,12 +117,15 @@ class Bundle:
         Of the manifest.
     files : dict of str to bytes
         Contents as they were verified, so that a file swapped later is not read.
+    part : str
+        Which of its further networks this stands for; "" for the whole.
     """
 
     folder: Path
     description: Description
     sha256: str
     files: dict[str, bytes] = field(repr=False)
+    part: str = ""
 
     @property
     def model(self) -> ModelInfo:
@@ -122,7 +143,51 @@ class Bundle:
         try:
             return self.files[name]
         except KeyError:
-            raise BundleError(f"{self.folder}: the bundle has no {name}; make it again") from None
+            raise BundleError(f"{self.path(name)}: the bundle has no such file; make it again") from None
+
+    def path(self, name: str) -> Path:
+        """Return where a file lies; of a further network those that its own names stand for."""
+        stored = network_files(self.part).get(name, name) if self.part else name
+        return self.folder / stored
+
+    def network(self, name: str) -> Bundle:
+        """Return a further network as if it were a bundle of its own: files and description are its.
+
+        Raises
+        ------
+        BundleError
+            If the bundle has none of this name.
+        """
+        described = self.description.networks.get(name)
+        if described is None:
+            known = ", ".join(self.description.networks) or "none"
+            raise BundleError(f"{self.folder}: the bundle has no network {name!r}; further networks: {known}")
+        own = {plain: self.file(stored) for plain, stored in network_files(name).items()}
+        return replace(
+            self,
+            description=msgspec.structs.replace(
+                self.description,
+                inputs=described.inputs,
+                outputs=described.outputs,
+                tolerances=described.tolerances,
+                precision=described.precision,
+                batch=described.batch,
+                networks={},
+            ),
+            files={**self.files, **own},
+            part=name,
+        )
+
+    def networks(self) -> Iterator[Bundle]:
+        """Iterate over all networks: the bundle itself for ``model.onnx``, then the further ones."""
+        yield self
+        for name in self.description.networks:
+            yield self.network(name)
+
+
+def network_files(name: str) -> dict[str, str]:
+    """Return what the files of a further network are called, by what those of the first one are called."""
+    return {MODEL: f"{name}.onnx", SELF_TEST: f"{name}.selftest.npz"}
 
 
 def load_bundle(folder: Path, kind: str = "", sha256: str = "") -> Bundle:

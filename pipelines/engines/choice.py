@@ -196,7 +196,7 @@ def open_engine(
         cuda = Cuda("it was not asked for") if choice.backend in (ON_CPU, "openvino") else probe()
     ahead = prospect(choice, cuda)
     model = bundle.model
-    name = f"bundle {model.name} {model.version}"
+    name = " ".join(word for word in ("bundle", model.name, model.version, bundle.part) if word)
 
     def candidates(backend: str) -> list[Candidate]:
         wanted: str = choice.precision

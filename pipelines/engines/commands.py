@@ -11,7 +11,7 @@ import typer
 
 from grainwatch.config import ConfigError, EnginesTable, convert
 from pipelines.engines.builder import BuiltEngine, build_engine
-from pipelines.engines.bundle import BundleError, load_bundle
+from pipelines.engines.bundle import Bundle, BundleError, load_bundle
 from pipelines.engines.choice import open_engine, prospect
 from pipelines.engines.cuda import Cuda, probe
 from pipelines.engines.flavours import FLAVOURS, EngineError, Flavour, flavour_of
@@ -50,7 +50,7 @@ def build(
     again: Annotated[bool, typer.Option("--again", help="Compile also what is in the cache.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON line a plan.")] = False,
 ) -> None:
-    """Compile the network of each bundle and store the plan; on a GPU, compare and time it.
+    """Compile the networks of each bundle and store the plans; on a GPU, compare and time them.
 
     tensorrt_rtx needs no GPU to compile.
     """
@@ -65,18 +65,19 @@ def build(
     lack = cuda.lacks(chosen.needs_cuda)
     for name in bundles:
         try:
-            bundle = load_bundle(find_bundle(name))
-            built = build_engine(bundle, chosen, cuda, precision, rows, out, again=again)
-            figures = None
-            if not lack:
-                ready = TensorrtEngine(bundle, chosen, cuda, precision, rows, out)
-                figures = worth(ready, bundle)
+            for network in load_bundle(find_bundle(name)).networks():
+                built = build_engine(network, chosen, cuda, precision, rows, out, again=again)
+                figures = None
+                if not lack:
+                    ready = TensorrtEngine(network, chosen, cuda, precision, rows, out)
+                    figures = worth(ready, network)
+                shown = _shown(name, network)
+                facts = _facts(shown, built, figures)
+                print(json.dumps(facts) if as_json else _line(shown, built, figures), flush=True)
         except BundleError as error:  # names the folder itself
             raise ConfigError(f"engine build: {error}") from error
         except EngineError as error:
             raise ConfigError(f"engine build: {name}: {error}") from error
-        facts = _facts(name, built, figures)
-        print(json.dumps(facts) if as_json else _line(name, built, figures), flush=True)
     if not as_json and lack:
         print(f"not run: {lack}")
 
@@ -102,7 +103,7 @@ def backends(
     found += [{"backend": f.name, "version": f.version, "state": _state(f, cuda)} for f in FLAVOURS]
     found.append({"backend": "openvino", "version": _version("openvino"), "state": _openvino()})
     gpu = cuda.problem or f"{cuda.device}, driver for CUDA {cuda.driver[0]}.{cuda.driver[1]}"
-    taken = {name: _taken(name, choice, cuda) for name in bundles or ()}
+    taken = {shown: line for name in bundles or () for shown, line in _taken(name, choice, cuda)}
     ahead = prospect(choice, cuda)
     because = f", because {'; '.join(ahead.lacking)}" if ahead.lacking else ""
     first = f"{ahead.backends[0]}{because}"
@@ -117,9 +118,16 @@ def backends(
         print(f"{name}: {line}")
 
 
-def _taken(name: str, choice: EnginesTable, cuda: Cuda) -> str:
+def _shown(name: str, network: Bundle) -> str:
+    return f"{name} {network.part}" if network.part else name
+
+
+def _taken(name: str, choice: EnginesTable, cuda: Cuda) -> list[tuple[str, str]]:
     try:
-        return str(open_engine(load_bundle(find_bundle(name)), choice, cuda).about)
+        return [
+            (_shown(name, network), str(open_engine(network, choice, cuda).about))
+            for network in load_bundle(find_bundle(name)).networks()
+        ]
     except BundleError as error:  # names the folder itself
         raise ConfigError(f"engine backends: {error}") from error
     except EngineError as error:

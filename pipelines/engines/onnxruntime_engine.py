@@ -82,7 +82,7 @@ class OnnxEngine:
         except EngineError as error:
             if not plain:
                 raise
-            where = bundle.folder / SELF_TEST
+            where = bundle.path(SELF_TEST)
             if isinstance(error, EngineFailure):
                 raise BundleError(f"{where}: the network fails on it: {error}") from error
             raise BundleError(

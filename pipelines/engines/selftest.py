@@ -39,7 +39,7 @@ def read_self_test(bundle: Bundle, ports: Ports | None = None) -> SelfTest:
         If they are not there, or not what the network takes and gives.
     """
     ports = ports or ports_of(bundle)
-    where = bundle.folder / SELF_TEST
+    where = bundle.path(SELF_TEST)
     content = bundle.file(SELF_TEST)
     plain = {next(iter(t)): word for t, word in zip(ports, ("input", "output"), strict=True) if len(t) == 1}
     try:

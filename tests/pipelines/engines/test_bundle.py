@@ -224,3 +224,30 @@ def test_a_description_of_something_else_is_refused(
 def test_no_folder_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no such bundle"):
         load_bundle(tmp_path / "nowhere", KIND)
+
+
+def test_further_networks_are_bundles_of_their_own(copy: Path) -> None:
+    prior = network([Port("x", ["batch", 3])], [Port("y", ["batch", 3])], [("Neg", ["x"], ["y"])])
+    (copy / "prior.onnx").write_bytes(prior)
+    x = np.arange(12, dtype=np.float32).reshape(4, 3)
+    np.savez(copy / "prior.selftest.npz", input=x, output=-x)
+    port = {"type": "float32", "shape": ["batch", 3]}
+    described = {"inputs": {"x": port}, "outputs": {"y": port}, "tolerances": {"self_test": 1e-6}}
+    redescribe(copy, lambda d: d.update(networks={"prior": {**described, "batch": [1, 2, 4]}}))
+    bundle = load_bundle(copy, KIND)
+    assert [network.part for network in bundle.networks()] == ["", "prior"]
+    part = bundle.network("prior")
+    assert (part.model, part.description.batch) == (bundle.model, (1, 2, 4))
+    np.testing.assert_array_equal(OnnxEngine(part).run({"x": x})["y"], -x)
+    # The first one is as it was.
+    assert OnnxEngine(bundle).inputs.keys() == {"features"}
+    with pytest.raises(BundleError, match=r"no network 'posterior'; further networks: prior"):
+        bundle.network("posterior")
+    np.savez(copy / "prior.selftest.npz", input=x, output=x)
+    sign(copy)
+    with pytest.raises(BundleError, match=r"prior\.selftest\.npz: its fp32 answers are off by 22"):
+        OnnxEngine(load_bundle(copy, KIND).network("prior"))
+    (copy / "prior.selftest.npz").unlink()
+    sign(copy)
+    with pytest.raises(BundleError, match=r"prior\.selftest\.npz: the bundle has no such file"):
+        load_bundle(copy, KIND).network("prior")
