@@ -17,7 +17,6 @@ from offline_training.micrograph import figures  # noqa: E402
 from offline_training.micrograph.crops import CropDraw, side_by_side  # noqa: E402
 from offline_training.micrograph.loop import Progress, fit  # noqa: E402
 from offline_training.micrograph.recipes import Kind, recipe_of  # noqa: E402
-from offline_training.micrograph.synthetic import MicrographSimulator  # noqa: E402
 from offline_training.micrograph.training import (  # noqa: E402
     TrainingSettings,
     train_pixelcnn,
@@ -26,6 +25,7 @@ from offline_training.micrograph.training import (  # noqa: E402
     weights_digest,
 )
 from offline_training.micrograph.vqvae import VqVae, to_pixels  # noqa: E402
+from pipelines.micrograph.synthetic import MicrographSimulator  # noqa: E402
 
 VQ = ("codes=32", "width=16", "batch=8")
 PIXEL = ("width=8", "layers=3", "head=16", "batch=4", "learning_rate=5e-3")

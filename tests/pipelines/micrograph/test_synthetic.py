@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from offline_training.micrograph.synthetic import (
+from pipelines.micrograph.morphology import morphology
+from pipelines.micrograph.synthetic import (
     STRUCTURES,
     Condition,
     Imaging,
@@ -17,7 +18,6 @@ from offline_training.micrograph.synthetic import (
     Structure,
     two_phases,
 )
-from pipelines.micrograph.morphology import morphology
 
 SHARP = Imaging(
     blur_px=(0.0, 0.0), electrons=(1e6, 1e6), texture=0.0, shading=0.0, read_noise=0.0, line_noise=0.0
