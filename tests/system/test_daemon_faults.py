@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ KILL, KILL_ONCE = 1, 7
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
-    with DaemonProcess(tmp_path, pipeline="sleep_s = 0.02") as daemon:
+    with DaemonProcess(tmp_path, pipeline="sleep_s = 0.04") as daemon:
         yield daemon
 
 
@@ -31,11 +30,12 @@ def test_kill_9_of_a_worker_in_mid_frame_costs_no_frame(daemon: DaemonProcess) -
     daemon.feed(["end", "1/a"])
     for done in (10, 50):
         eventually(lambda least=done: daemon.counts()["done"] >= least)
-        os.kill(daemon.workers()[0], signal.SIGKILL)
+        daemon.kill_worker()
     (closed,) = eventually(lambda: daemon.events("closed"))
     assert closed["counts"]["done"] == 100
     assert {r["frame"] for r in daemon.events("result")} == set(range(100))
-    assert daemon.status()["status"]["worker_restarts"] == 2
+    # The second may have hit one that was only starting.
+    eventually(lambda: daemon.status()["status"]["worker_restarts"] == 2)
     assert daemon.stop() == 0
     assert daemon.audit() == []
 
@@ -53,20 +53,24 @@ def test_a_frame_that_kills_its_worker_fails_and_is_kept(daemon: DaemonProcess) 
     assert len(list((daemon.folder / "state" / "quarantine").glob("s-*-000010.bin"))) == 1
 
 
+def shared_memory(pids: list[int]) -> list[Path]:
+    """Return the shared memory with a name, which outlives its processes, that these have mapped."""
+    maps = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in pids)
+    return [Path(name) for name in re.findall(r"/dev/shm/\S+", maps)]
+
+
 def test_kill_9_of_the_front_in_mid_series(daemon: DaemonProcess) -> None:
-    shm = Path("/dev/shm")
-    before = set(shm.iterdir()) if shm.is_dir() else set()
     daemon.start()
     daemon.feed(["start", "1/a", 200])
     daemon.images("1/a", range(100))
     eventually(lambda: daemon.counts()["done"] >= 20)
     workers = daemon.workers()
-    time.sleep(0.15)  # the ledger writes every 0.1 s
+    eventually(lambda: daemon.written()["done"] >= 20)
+    assert daemon.process is not None
+    named = shared_memory([daemon.process.pid, *workers])
     daemon.kill()
-    killed = time.monotonic()
-    eventually(lambda: not any(map(alive, workers)), timeout=1.0, message="workers outlive the front")
-    assert time.monotonic() - killed < 1.0
-    assert (set(shm.iterdir()) if shm.is_dir() else set()) == before
+    eventually(lambda: not any(map(alive, workers)), message="workers outlive the front")
+    assert not any(path.exists() for path in named)
     assert daemon.audit() == []
     first = daemon.events("result")
 
@@ -113,6 +117,5 @@ def test_random_kills_for_a_while(tmp_path: Path) -> None:
     print("seed", seed)
     with DaemonProcess(tmp_path, pipeline="sleep_s = 0.005") as daemon:
         faults = Faults(daemon, random.Random(seed))
-        faults.run(seconds=8.0)
+        faults.run(seconds=8.0, kills=4)
         assert faults.problems() == []
-        assert faults.kills > 3

@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
-from testkit.process import SUPPORT, DaemonProcess, alive, environment, eventually
+from testkit.process import LONG_S, SUPPORT, DaemonProcess, alive, environment, eventually
 
 from grainwatch.commands.status import ask
+from grainwatch.config import ConfigError
 
 pytestmark = pytest.mark.system
 
@@ -50,10 +53,10 @@ def test_a_series_from_start_to_end(daemon: DaemonProcess) -> None:
     seqs = [e["seq"] for kind in ("result", "health") for e in daemon.events(kind)]
     assert len(set(seqs)) == len(seqs)
     assert [r["seq"] for r in results] == sorted(r["seq"] for r in results)
+    assert daemon.stop() == 0
     order = [json.loads(line)["event"] for line in daemon.results_path.read_text().splitlines()]
     order = [kind for kind in order if kind != "health"]
     assert (order[0], order[-1]) == ("opened", "closed")
-    assert daemon.stop() == 0
     assert daemon.audit() == []
 
 
@@ -61,7 +64,7 @@ def test_status_shows_the_accounts_and_the_last_error(daemon: DaemonProcess) -> 
     daemon.start()
     daemon.feed(["start", "1/a"], ["image", "1/a", 0, BAD])
     daemon.images("1/a", range(1, 8))
-    eventually(lambda: daemon.counts()["done"] == 7)
+    eventually(lambda: (c := daemon.counts())["done"] == 7 and c["failed"] == 1)
     command = [sys.executable, "-m", "grainwatch", "status", str(daemon.config_path)]
     table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "test 0.1.0: running" in table
@@ -81,13 +84,17 @@ def test_the_control_socket_lists_series_and_stops(daemon: DaemonProcess) -> Non
     daemon.feed(["end", "1/a"])
     eventually(lambda: daemon.events("closed"))
     control = daemon.folder / "run" / "control.sock"
-    time.sleep(0.3)
-    (series,) = ask(control, {"command": "series"})["series"]
+
+    def ended() -> Any:
+        (series,) = ask(control, {"command": "series"}, LONG_S)["series"]
+        return series["ended"] and series
+
+    series = eventually(ended, message="the end was not written down")
     assert (series["detector_series"], series["counts"]["done"]) == ("1/a", 3)
     assert series["ended"] > series["started"] > 1e9
     ask(control, {"command": "stop"})
     assert daemon.process is not None
-    assert daemon.process.wait(20) == 0
+    assert daemon.process.wait(LONG_S) == 0
     assert not control.exists()
 
 
@@ -98,7 +105,7 @@ def test_a_replay_ends_the_daemon_when_done(tmp_path: Path) -> None:
         daemon.feed(["exhausted"])
         daemon.launch("--exit-when-done")
         assert daemon.process is not None
-        assert daemon.process.wait(30) == 0
+        assert daemon.process.wait(LONG_S) == 0
         assert len(daemon.events("result")) == 200
         assert len(daemon.events("closed")) == 1
         assert daemon.audit() == []
@@ -119,7 +126,8 @@ def test_sigterm_computes_what_was_received(tmp_path: Path) -> None:
 
 
 def test_a_stop_is_bounded_and_what_is_left_is_dropped(tmp_path: Path) -> None:
-    with DaemonProcess(tmp_path, pipeline="sleep_s = 0.5") as daemon:
+    # All of it would take 30 s.
+    with DaemonProcess(tmp_path, pipeline="sleep_s = 1.2") as daemon:
         text = daemon.config_path.read_text()
         daemon.config_path.write_text(text.replace("workers = 2", "workers = 2\nstop_timeout_s = 0.3"))
         daemon.start()
@@ -128,7 +136,7 @@ def test_a_stop_is_bounded_and_what_is_left_is_dropped(tmp_path: Path) -> None:
         eventually(lambda: daemon.counts()["received"] == 50)
         begin = time.monotonic()
         assert daemon.stop() == 0
-        assert time.monotonic() - begin < 6.0
+        assert time.monotonic() - begin < 15.0
         (closed,) = daemon.events("closed")
         assert closed["counts"]["dropped"] > 30
         assert closed["counts"]["in_flight"] == 0
@@ -142,7 +150,9 @@ def test_a_stream_that_is_too_fast_waits_or_drops_as_its_policy_says(
     tmp_path: Path, policy: str, drops: bool
 ) -> None:
     stream = f'intake = {{policy = "{policy}", depth = 4}}'
-    with DaemonProcess(tmp_path, pipeline="sleep_s = 0.02", stream=stream) as daemon:
+    # Where frames are dropped the few that are not take longer than all of them to come.
+    sleep_s = 0.7 if drops else 0.02
+    with DaemonProcess(tmp_path, pipeline=f"sleep_s = {sleep_s}", stream=stream) as daemon:
         daemon.start()
         daemon.feed(["start", "1/a", 100])
         daemon.images("1/a", range(100))
@@ -175,7 +185,7 @@ def test_a_slow_sink_delays_only_itself_when_it_may_drop(tmp_path: Path) -> None
 [sinks.slow]
 type = "testkit.sinks"
 path = "{tmp_path}/slow.jsonl"
-sleep_s = 0.2
+sleep_s = 0.5
 edge = {{policy = "drop-oldest", depth = 3}}
 """
         daemon.config_path.write_text(daemon.config_path.read_text() + slow)
@@ -184,11 +194,11 @@ edge = {{policy = "drop-oldest", depth = 3}}
         daemon.images("1/a", range(200))
         begin = time.monotonic()
         eventually(lambda: len(daemon.events("result")) == 200)
-        assert time.monotonic() - begin < 10.0
+        assert time.monotonic() - begin < 50.0  # and not 100 s
+        eventually(lambda: daemon.counts()["done"] == 200)  # it is told after its result
         edges = {e["edge"]: e for e in daemon.status()["status"]["edges"]}
         assert edges["sink slow"]["dropped"] > 150
         assert edges["sink lines"]["dropped"] == 0
-        assert daemon.counts()["done"] == 200
 
 
 def test_a_sink_that_raises_is_said_and_goes_on(tmp_path: Path) -> None:
@@ -199,7 +209,7 @@ def test_a_sink_that_raises_is_said_and_goes_on(tmp_path: Path) -> None:
         for n in range(50):
             daemon.images("1/a", range(n, n + 1))
         eventually(lambda: daemon.counts()["done"] == 50)
-        assert "the disk is full, it says" in daemon.status()["errors"]["sink lines"]
+        eventually(lambda: "the disk is full, it says" in daemon.status()["errors"].get("sink lines", ""))
         eventually(lambda: len(daemon.events("result")) == 50)
 
 
@@ -213,9 +223,14 @@ pipeline = {type = "testkit.slow_pipeline"}
         daemon.config_path.write_text(daemon.config_path.read_text() + second)
         daemon.start()
         daemon.feed(["start", "1/a"], ["image", "1/a", 0, 0], ["raise", "the cable is out"])
-        reply = eventually(lambda: (r := daemon.status())["status"]["state"] == "fault" and r)
-        broken, healthy = reply["status"]["streams"]
-        assert (broken["state"], broken["done"]) == ("fault", 1)
+        eventually(lambda: daemon.status()["status"]["state"] == "fault")
+
+        def computed() -> Any:
+            streams = daemon.status()["status"]["streams"]
+            return streams[0]["done"] == 1 and streams
+
+        broken, healthy = eventually(computed)
+        assert broken["state"] == "fault"
         assert "the cable is out" in broken["last_error"]
         done = healthy["done"]
         eventually(lambda: daemon.status()["status"]["streams"][1]["done"] > done + 20)
@@ -234,7 +249,7 @@ def test_ctrl_c_in_a_terminal_stops_in_order(daemon: DaemonProcess) -> None:
         os.kill(pid, signal.SIGTERM)
     assert daemon.process is not None
     daemon.process.send_signal(signal.SIGINT)
-    assert daemon.process.wait(20) == 0
+    assert daemon.process.wait(LONG_S) == 0
     assert "died" not in daemon.log_path.read_text()
     assert "stopped after" in daemon.log_path.read_text()
 
@@ -272,7 +287,7 @@ pipeline = {type = "testkit.slow_pipeline"}
 
 def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "grainwatch", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment(), cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, env=environment(), cwd=cwd)
 
 
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -358,7 +373,7 @@ def test_a_signal_breaks_off_the_start(daemon: DaemonProcess) -> None:
     assert daemon.status()["status"]["state"] == "starting"
     begin = time.monotonic()
     assert daemon.stop() == 0
-    assert time.monotonic() - begin < 5.0
+    assert time.monotonic() - begin < 30.0  # they get warm for 60 s
     assert not any(map(alive, workers))
     assert not (daemon.folder / "run" / "control.sock").exists()
 
@@ -390,8 +405,13 @@ pipeline = {type = "testkit.slow_pipeline"}
 def test_status_answers_while_the_daemon_starts(tmp_path: Path) -> None:
     with DaemonProcess(tmp_path, pipeline='broken = "slow"') as daemon:
         daemon.launch()
-        eventually(lambda: (tmp_path / "run" / "control.sock").exists())
-        assert daemon.status()["status"]["state"] == "starting"
+
+        def answered() -> Any:
+            with suppress(ConfigError):  # the socket is there a moment before it is listened to
+                return daemon.status()
+            return None
+
+        assert eventually(answered)["status"]["state"] == "starting"
         assert ask(tmp_path / "run" / "control.sock", {"command": "series"})["series"] == []
         done = run("status", daemon.config_path, cwd=tmp_path)
         assert (done.returncode, ": starting" in done.stdout) == (0, True)

@@ -13,7 +13,7 @@ from typing import Any, Self
 from daemon.sources.base import Event, Idle, SeriesEnd
 from daemon.sources.bluesky.source import Config, open_source
 from testkit.ports import free_ports
-from testkit.process import environment, eventually
+from testkit.process import LONG_S, environment, eventually
 
 _PROXY = """
 import sys
@@ -49,7 +49,7 @@ class Listener:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(20)
+        self._thread.join(LONG_S)
         assert not self._thread.is_alive()
 
     def seen(self) -> int:
@@ -57,7 +57,7 @@ class Listener:
 
     def of(self, run: str) -> list[Event]:
         """Return the events of a run once it has ended."""
-        eventually(lambda: any(isinstance(e, SeriesEnd) for e in self._about(run)), timeout=60)
+        eventually(lambda: any(isinstance(e, SeriesEnd) for e in self._about(run)))
         return self._about(run)
 
     def _about(self, run: str) -> list[Event]:
@@ -134,12 +134,17 @@ class Beamline:
             How many documents the subscriber had seen when it had seen all.
         """
         before = seen()
-        eventually(lambda: self.run("probe") and seen() > before, timeout=60)
-        # From now on nothing is lost: count how many come with one more run.
-        settled = self._settled(seen)
-        sent = self.run("probe")["documents"]
-        eventually(lambda: seen() >= settled + sent, timeout=60)
-        return self._settled(seen)
+        eventually(lambda: self.run("probe") and seen() > before)
+
+        def all_came() -> int:
+            # From now on nothing is lost. What came late of earlier runs shows as too much.
+            settled = self._settled(seen)
+            sent: int = self.run("probe")["documents"]
+            eventually(lambda: seen() >= settled + sent)
+            now = self._settled(seen)
+            return now if now == settled + sent else 0
+
+        return int(eventually(all_came))
 
     def _settled(self, seen: Callable[[], int]) -> int:
         last = [-1, 0]
@@ -149,7 +154,7 @@ class Beamline:
             last[0] = seen()
             return last[1] >= 15  # 0.3 s without a document
 
-        eventually(still, timeout=60)
+        eventually(still)
         return last[0]
 
     def _process(self, *arguments: str) -> subprocess.Popen[str]:

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
 from typing import Any
 
 from testkit.process import DaemonProcess, alive, eventually
@@ -24,11 +25,11 @@ class Faults:
         self._frame = 0
         self._wrong: list[str] = []
 
-    def run(self, seconds: float) -> None:
-        """Kill for a while, then let everything end."""
+    def run(self, seconds: float, kills: int = 0) -> None:
+        """Kill for a while, and so often at least; then let everything end."""
         self.daemon.start()
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        while time.monotonic() < end or self.kills < kills:
             self._feed()
             time.sleep(self.rng.uniform(0.05, 0.3))
             choice = self.rng.random()
@@ -37,8 +38,8 @@ class Faults:
             elif choice < 0.55:
                 self._kill_front()
         self.daemon.feed(["end", self._name])
-        eventually(self._calm, timeout=60.0, message="frames are in flight for ever")
-        if self.daemon.stop(60.0) != 0:
+        eventually(self._calm, message="frames are in flight for ever")
+        if self.daemon.stop() != 0:
             self._wrong.append("the daemon did not stop in order")
 
     def problems(self) -> list[str]:
@@ -72,15 +73,16 @@ class Faults:
     def _kill_worker(self) -> None:
         workers = self.daemon.workers()
         if workers:
-            os.kill(self.rng.choice(workers), signal.SIGKILL)
-            self.kills += 1
+            with suppress(ProcessLookupError):  # it was being buried
+                os.kill(self.rng.choice(workers), signal.SIGKILL)
+                self.kills += 1
 
     def _kill_front(self) -> None:
         workers = self.daemon.workers()
         self.daemon.kill()
         self.kills += 1
         self.front_kills += 1
-        eventually(lambda: not any(map(alive, workers)), timeout=2.0, message="workers outlive the front")
+        eventually(lambda: not any(map(alive, workers)), message="workers outlive the front")
         self._wrong += [f"after a kill of the front: {w}" for w in self.daemon.audit()]
         self.daemon.start()
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +20,8 @@ from grainwatch.config import ConfigError
 
 SUPPORT = Path(__file__).resolve().parent.parent
 SUMMANDS = ("done", "failed", "dropped", "lost", "in_flight")
+#: What is given to a machine that is busy with other things.
+LONG_S = 60.0
 
 
 def environment() -> dict[str, str]:
@@ -27,7 +29,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(SUPPORT)}
 
 
-def eventually(what: Callable[[], Any], timeout: float = 20.0, message: str = "") -> Any:
+def eventually(what: Callable[[], Any], timeout: float = LONG_S, message: str = "") -> Any:
     """Wait until `what` returns something true and return that."""
     deadline = time.monotonic() + timeout
     while True:
@@ -126,7 +128,7 @@ path = "{self.results_path}"
 
     def status(self) -> dict[str, Any]:
         """Ask for the status."""
-        return ask(self.folder / "run" / "control.sock", {"command": "status"})
+        return ask(self.folder / "run" / "control.sock", {"command": "status"}, LONG_S)
 
     def counts(self) -> dict[str, Any]:
         """Return the counters of the stream, which have to add up."""
@@ -137,7 +139,7 @@ path = "{self.results_path}"
         return stream
 
     def workers(self) -> list[int]:
-        """Return the process ids of the workers."""
+        """Return the process ids of the workers, the latest one last."""
         assert self.process is not None
         found = []
         for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -147,8 +149,26 @@ path = "{self.results_path}"
             except OSError:
                 continue
             if int(fields[1]) == self.process.pid and b"daemon.flow.worker" in command:
-                found.append(int(stat.parent.name))
-        return found
+                found.append((int(fields[19]), int(stat.parent.name)))
+        return [pid for _, pid in sorted(found)]
+
+    def kill_worker(self) -> None:
+        """kill -9 of a worker; where one ends by itself meanwhile, of another."""
+
+        def killed() -> bool:
+            for pid in self.workers():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    return True
+            return False
+
+        eventually(killed, message="no worker to be killed")
+
+    def written(self) -> dict[str, int]:
+        """Return the counters that the ledger's file has: what kill -9 cannot take away."""
+        with closing(sqlite3.connect(self.ledger)) as db:
+            found = db.execute("SELECT sum(received), sum(done) FROM accounts").fetchone()
+        return dict(zip(("received", "done"), (n or 0 for n in found), strict=True))
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """Return what the sink wrote of one kind."""
@@ -163,7 +183,7 @@ path = "{self.results_path}"
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
-    def stop(self, timeout: float = 20.0) -> int:
+    def stop(self, timeout: float = LONG_S) -> int:
         """SIGTERM; return the exit status."""
         assert self.process is not None
         self.process.terminate()
