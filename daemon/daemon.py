@@ -38,8 +38,8 @@ from daemon.sinks.base import SeriesClosed, SeriesOpened, SinkContext
 from daemon.sources.base import Source, SourceContext
 from daemon.watchdog import Part
 from grainwatch.config import Config, ConfigError, EdgeTable
-from grainwatch.messages import LaueResult, Times
-from pipelines.results_files import read_results, results_files
+from grainwatch.messages import AnyResult, FrameResult, Times
+from pipelines.results_files import ResultsFile, results_files
 
 log = logging.getLogger(__name__)
 
@@ -219,11 +219,12 @@ class Daemon:
                 self._ledger.end_series(series)
         return found
 
-    def _history(self, uid: str) -> Iterator[LaueResult]:
+    def _history(self, uid: str) -> Iterator[AnyResult]:
         """Yield what an earlier daemon published of a series that goes on."""
         for part in self._earlier.get(uid, []):
             try:
-                yield from read_results(part)
+                with ResultsFile(part) as file:
+                    yield from (m for m in file.messages(frames=(None, None)) if isinstance(m, FrameResult))
             except (OSError, ValueError) as error:
                 log.error("%s: the map goes on without the results in it: %s", part, error)
 

@@ -24,7 +24,7 @@ import msgspec
 import zmq
 
 from grainwatch.config import ConfigError
-from grainwatch.messages import AnyMessage, FrameKey, LaueResult
+from grainwatch.messages import AnyMessage, FrameKey, FrameResult
 from grainwatch.sequence import Sequencer
 from grainwatch.wire import (
     UNREADABLE,
@@ -41,6 +41,8 @@ from grainwatch.wire import (
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from grainwatch.table import Rows
 
 log = logging.getLogger("grainwatch.stream")
 
@@ -248,11 +250,12 @@ class ResultStream:
             messages.append(message)
         return messages
 
-    def to_dataframe(self, count: int | None = None, idle_s: float = 1.0) -> pd.DataFrame:
-        """Return the next results as a pandas table, one row a crystal.
+    def to_dataframe(
+        self, count: int | None = None, idle_s: float = 1.0, rows: Rows = "crystals"
+    ) -> pd.DataFrame:
+        """Return the next results as a pandas table; its columns are those of `grainwatch.table`.
 
-        Takes `count` results, or those that come until none has come for `idle_s` seconds; the
-        columns are those of `grainwatch.table.crystal_columns`.
+        Takes `count` results, or those that come until none has come for `idle_s` seconds.
 
         Raises
         ------
@@ -262,7 +265,7 @@ class ResultStream:
         from grainwatch.table import dataframe, need_pandas
 
         need_pandas()
-        return dataframe(m for m in self.read(count, idle_s) if isinstance(m, LaueResult))
+        return dataframe(self.read(count, idle_s), rows)
 
     async def _next_async(self, timeout: float | None) -> AnyMessage | None:
         # A thread waits, because asyncio on Windows cannot watch these sockets. What it finds goes
@@ -480,11 +483,10 @@ class ResultStream:
             if message is None:
                 continue
             self.last_seq = message.seq
-            if not isinstance(message, self._types):
+            elsewhere = self._streams is not None and stream not in self._streams
+            if elsewhere or not isinstance(message, self._types):
                 continue
-            if self._streams is not None and stream not in self._streams:
-                continue
-            if isinstance(message, LaueResult):
+            if isinstance(message, FrameResult):
                 if message.again and message.key in self._keys:
                     self.repeats += 1
                     continue

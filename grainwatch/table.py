@@ -1,16 +1,28 @@
-"""Results as columns, one row a crystal."""
+"""Results as columns: one row a crystal, or one row a micrograph."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from grainwatch.messages import LaueResult
+from grainwatch.messages import AnyMessage, FrameResult, LaueResult, MicrographResult
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Rows: TypeAlias = Literal["crystals", "micrographs"]
+
+_PHASE = (
+    "phase",
+    "fraction",
+    "fraction_spread",
+    "free_path_px",
+    "free_path_spread_px",
+    "free_path_um",
+    "free_path_spread_um",
+)
+_NOVELTY = ("typicality", "novel", "latent_distance", "code_divergence_bits", "bits_per_code")
 _VOIGT = (("xx", 0, 0), ("yy", 1, 1), ("zz", 2, 2), ("yz", 1, 2), ("xz", 0, 2), ("xy", 0, 1))
 
 
@@ -24,21 +36,11 @@ def crystal_columns(results: Iterable[LaueResult]) -> dict[str, list[Any]]:
     """
     columns: dict[str, list[Any]] = {}
     for result in results:
-        grid = (*(result.grid_index or ()), None, None, None)[:3]
+        head = _head(result)
         for rank, crystal in enumerate(result.crystals):
             strain = crystal.strain_sample.numpy()
             row = {
-                "source": result.key.source,
-                "series_uid": result.key.series_uid,
-                "frame": result.key.frame,
-                "channel": result.key.channel,
-                "seq": result.seq,
-                "acquired": result.times.acquired,
-                "published": result.times.published,
-                "latency_s": result.times.published - result.times.received,
-                "ix": grid[0],
-                "iy": grid[1],
-                "iz": grid[2],
+                **head,
                 "n_peaks": result.n_peaks,
                 "rank": rank,
                 "material": crystal.material,
@@ -67,6 +69,50 @@ def crystal_columns(results: Iterable[LaueResult]) -> dict[str, list[Any]]:
     return columns
 
 
+def micrograph_columns(results: Iterable[MicrographResult]) -> dict[str, list[Any]]:
+    """Return equal-length columns with one row for each micrograph; None where something is not known.
+
+    The first columns are those of `crystal_columns`; then the fields of `PhaseMorphology` and `Novelty` that
+    are one number, and of the posterior the most probable condition with its probability, mean and sigma.
+    """
+    columns: dict[str, list[Any]] = {}
+    for result in results:
+        phase, novelty, posterior = result.morphology, result.novelty, result.posterior
+        likely = max(zip(posterior.probability, posterior.candidates, strict=True)) if posterior else None
+        row = {
+            **_head(result),
+            "pixel_size_um": result.pixel_size_um,
+            **{name: getattr(phase, name, None) for name in _PHASE},
+            "condition": likely[1] if likely else None,
+            "probability": likely[0] if likely else None,
+            "condition_mean": getattr(posterior, "mean", None),
+            "condition_sigma": getattr(posterior, "sigma", None),
+            "none_of_these": getattr(posterior, "none_of_these", None),
+            **{name: getattr(novelty, name, None) for name in _NOVELTY},
+            "flags": " ".join(result.flags),
+        }
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    return columns
+
+
+def _head(result: FrameResult) -> dict[str, Any]:
+    grid = (*(result.grid_index or ()), None, None, None)[:3]
+    return {
+        "source": result.key.source,
+        "series_uid": result.key.series_uid,
+        "frame": result.key.frame,
+        "channel": result.key.channel,
+        "seq": result.seq,
+        "acquired": result.times.acquired,
+        "published": result.times.published,
+        "latency_s": result.times.published - result.times.received,
+        "ix": grid[0],
+        "iy": grid[1],
+        "iz": grid[2],
+    }
+
+
 def need_pandas() -> None:
     """Check that pandas is there, before results are taken that could not be handed over.
 
@@ -81,8 +127,8 @@ def need_pandas() -> None:
         )
 
 
-def dataframe(results: Iterable[LaueResult]) -> pd.DataFrame:
-    """Return the columns of `crystal_columns` as a pandas table.
+def dataframe(messages: Iterable[AnyMessage], rows: Rows = "crystals") -> pd.DataFrame:
+    """Return what has such rows as a pandas table: `crystal_columns` or `micrograph_columns`.
 
     Raises
     ------
@@ -92,4 +138,6 @@ def dataframe(results: Iterable[LaueResult]) -> pd.DataFrame:
     need_pandas()
     import pandas
 
-    return pandas.DataFrame(crystal_columns(results))
+    if rows == "micrographs":
+        return pandas.DataFrame(micrograph_columns(m for m in messages if isinstance(m, MicrographResult)))
+    return pandas.DataFrame(crystal_columns(m for m in messages if isinstance(m, LaueResult)))

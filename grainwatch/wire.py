@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import msgspec
 
 from grainwatch.config import ConfigError
-from grainwatch.messages import MESSAGES, AnyMessage, ArrayData, LaueResult, Times, decode
+from grainwatch.messages import (
+    MESSAGES,
+    AnyMessage,
+    ArrayData,
+    FrameResult,
+    LaueResult,
+    MicrographResult,
+    Times,
+    decode,
+)
 
 #: What decoding raises for bytes that are not what they should be.
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError)
@@ -90,7 +99,7 @@ def message_types(schemas: str | Iterable[str] | None) -> tuple[type[AnyMessage]
         If a name is not known.
     """
     if schemas is None:
-        return tuple(kind for kind in MESSAGES if "key" in kind.__struct_fields__)
+        return tuple(kind for kind in MESSAGES if issubclass(kind, FrameResult))
     if schemas == "all":
         return MESSAGES
     types: list[type[AnyMessage]] = []
@@ -127,21 +136,23 @@ def decoded(payload: bytes) -> tuple[AnyMessage | None, Head | None]:
 
 def _arrays_hold(message: AnyMessage) -> bool:
     """Whether each array has as many bytes as its type and shape say (so that `numpy()` will work)."""
-    if not isinstance(message, LaueResult):
-        return True
-    return _holds(message.peaks) and all(
-        _holds(array)
-        for crystal in message.crystals
-        for array in (
-            crystal.UB,
-            crystal.B0,
-            crystal.strain_crystal,
-            crystal.strain_sample,
-            crystal.strain_sigma,
-            crystal.spot_indices,
-            crystal.hkl,
-        )
-    )
+    return all(_holds(array) for array in _arrays(message))
+
+
+def _arrays(message: AnyMessage) -> Iterator[ArrayData]:
+    if isinstance(message, LaueResult):
+        yield message.peaks
+        for crystal in message.crystals:
+            yield from (crystal.UB, crystal.B0)
+            yield from (crystal.strain_crystal, crystal.strain_sample, crystal.strain_sigma)
+            yield from (crystal.spot_indices, crystal.hkl)
+    elif isinstance(message, MicrographResult):
+        if message.patches is not None:
+            yield message.patches.numbers
+        for print_ in message.fingerprints:
+            yield from (print_.vector, print_.spread)
+            if print_.codes is not None:
+                yield print_.codes
 
 
 def _holds(array: ArrayData) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grainwatch.config import EnginesTable, ScanTable
-from grainwatch.messages import AnyMessage, FrameKey, LaueResult
+from grainwatch.messages import AnyMessage, AnyResult, FrameKey
 
 
 class BadFrame(ValueError):
@@ -171,12 +171,12 @@ class Watch(Protocol):
         """Whether another one would watch for the same: then it goes on when the configuration changes."""
         ...
 
-    def take(self, result: LaueResult) -> tuple[LaueResult, Sequence[AnyMessage]]:
+    def take(self, result: AnyResult) -> tuple[AnyResult, Sequence[AnyMessage]]:
         """Take a result, in order of completion, before it is published.
 
         Returns
         -------
-        result : LaueResult
+        result : AnyResult
             With the flags that are due.
         messages : sequence
             What is to be published after it.

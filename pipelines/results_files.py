@@ -9,8 +9,10 @@ set of long tables of equal-length columns in NeXus form::
         crystals/          NXdata, one row a crystal
         frames/            NXdata, one row a result: the frame index
         messages/          the payloads exactly as published (`data`, a heap of bytes) and their index
+        micrographs/       NXdata, one row a micrograph: what is one number an image
         map/points, grains one row for each point of a map delta, one for each change of a grain
         drift/             NXdata, one row a report of the drift watch
+        changes/           NXdata, one row a report of the drift alarm of micrographs
         names/             the texts behind the codes in the other tables
         provenance/        program, configuration, hashes
 
@@ -36,119 +38,26 @@ import numpy.typing as npt
 
 from grainwatch.messages import AnyMessage, LaueResult, decode
 from pipelines.files import reason
+from pipelines.results_layout import (
+    CHANGES,
+    CRYSTALS,
+    DRIFT,
+    FLAG_BITS,
+    FRAMES,
+    GRAINS,
+    LAYOUT,
+    MESSAGES,
+    MICROGRAPHS,
+    POINTS,
+    STATES,
+    Column,
+)
 
-LAYOUT = "grainwatch.results/1"
 PATTERN = "*.h5"
 
 Table: TypeAlias = dict[str, npt.NDArray[Any]]
 
 BLOCK_BYTES = 4 * 1024 * 1024
-FLAG_BITS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of a table: numpy type, shape of one row, unit; `names` is the list its codes index."""
-
-    dtype: str
-    shape: tuple[int, ...] = ()
-    units: str = ""
-    names: str = ""
-
-
-CRYSTALS = {
-    "frame": Column("<i8"),
-    "channel": Column("<u2", names="channel"),
-    "seq": Column("<u8"),
-    "rank": Column("<i2"),
-    "material": Column("<u2", names="material"),
-    "quaternion": Column("<f8", (4,)),
-    "euler_deg": Column("<f8", (3,), "deg"),
-    "UB": Column("<f8", (3, 3), "1/angstrom"),
-    "B0": Column("<f8", (3, 3), "1/angstrom"),
-    "strain_crystal": Column("<f8", (3, 3)),
-    "strain_sample": Column("<f8", (3, 3)),
-    "strain_sigma": Column("<f8", (3, 3)),
-    "orientation_sigma_deg": Column("<f8", (), "deg"),
-    "spots_matched": Column("<i4"),
-    "spots_expected": Column("<i4"),
-    "match_rate": Column("<f8"),
-    "chance_match_rate": Column("<f8"),
-    "false_probability": Column("<f8"),
-    "residual_px": Column("<f8", (), "px"),
-    "depth_um": Column("<f8", (), "um"),
-    "grain_id": Column("<i4"),
-    "flags": Column("<u8", names="flag"),
-}
-FRAMES = {
-    "frame": Column("<i8"),
-    "channel": Column("<u2", names="channel"),
-    "seq": Column("<u8"),
-    "again": Column("|u1"),
-    "flags": Column("<u8", names="flag"),
-    "acquired": Column("<f8", (), "s"),
-    "received": Column("<f8", (), "s"),
-    "processed": Column("<f8", (), "s"),
-    "published": Column("<f8", (), "s"),
-    "n_peaks": Column("<i4"),
-    "n_crystals": Column("<i4"),
-    "first_crystal": Column("<i8"),
-    "offset": Column("<i8"),
-    "size": Column("<i8"),
-    "grid_index": Column("<i4", (3,)),
-    "position_um": Column("<f8", (3,), "um"),
-    "compute_ms": Column("<f8", (), "ms"),
-    "model": Column("<u2", names="model"),
-    "calibration": Column("<u2", names="calibration"),
-}
-MESSAGES = {
-    "seq": Column("<u8"),
-    "schema": Column("<u2", names="schema"),
-    "frame": Column("<i8"),
-    "channel": Column("<u2", names="channel"),
-    "published": Column("<f8", (), "s"),
-    "offset": Column("<i8"),
-    "size": Column("<i8"),
-    "crc32": Column("<u4"),
-}
-POINTS = {
-    "seq": Column("<u8"),
-    "frame": Column("<i8"),
-    "grid_index": Column("<i4", (3,)),
-    "rank": Column("<i2"),
-    "material": Column("<u2", names="material"),
-    "quaternion": Column("<f8", (4,)),
-    "grain_id": Column("<i4"),
-    "match_rate": Column("<f8"),
-    "false_probability": Column("<f8"),
-    "residual_px": Column("<f8", (), "px"),
-    "strain_sample": Column("<f8", (6,)),
-}
-GRAINS = {
-    "seq": Column("<u8"),
-    "grain_id": Column("<i4"),
-    "merged_into": Column("<i4"),
-    "material": Column("<u2", names="material"),
-    "size_points": Column("<i4"),
-    "mean_quaternion": Column("<f8", (4,)),
-    "spread_deg": Column("<f8", (), "deg"),
-    "centre": Column("<f8", (3,)),
-}
-DRIFT = {
-    "frame": Column("<i8"),
-    "channel": Column("<u2", names="channel"),
-    "seq": Column("<u8"),
-    "frames": Column("<i8"),
-    "change": Column("<f8", (3,), "mm, px, px"),
-    "sigma": Column("<f8", (3,), "mm, px, px"),
-    "offset": Column("<f8", (3,), "mm, px, px"),
-    "offset_sigma": Column("<f8", (3,), "mm, px, px"),
-    "statistic": Column("<f8"),
-    "limit": Column("<f8"),
-    "alarm_frame": Column("<i8"),
-}
-NAMES = ("channel", "material", "flag", "schema", "model", "calibration")
-STATES = ("received", "done", "failed", "dropped", "lost", "missing")
 
 
 class ResultsFileError(ValueError):
@@ -300,10 +209,19 @@ class ResultsFile:
         return self._table("map/grains", GRAINS)
 
     def drift(self) -> Table:
-        """Return the reports of the drift watch in order: none in a file that an older version wrote."""
-        if "drift" not in self._entry:
-            return {name: np.zeros((0, *column.shape), column.dtype) for name, column in DRIFT.items()}
-        return self._table("drift", DRIFT)
+        """Return the reports of the drift watch in order."""
+        return self._later_table("drift", DRIFT)
+
+    def micrographs(self) -> Table:
+        """Return the columns of the micrographs: n rows, one a result; NaN where something is not known.
+
+        `condition` is the most probable one, `probability` its own; "" where none was asked for.
+        """
+        return self._later_table("micrographs", MICROGRAPHS)
+
+    def changes(self) -> Table:
+        """Return the reports of the drift alarm of micrographs in order."""
+        return self._later_table("changes", CHANGES)
 
     def index(self) -> Table:
         """Return the index of all payloads stored so far: the columns of ``messages``, each (n,)."""
@@ -369,6 +287,12 @@ class ResultsFile:
         for message in self.messages(frames=(first, last), schemas=(LaueResult.SCHEMA,)):
             if isinstance(message, LaueResult):
                 yield message
+
+    def _later_table(self, name: str, columns: dict[str, Column]) -> Table:
+        """Return a table that files of older versions do not have: no rows then."""
+        if name in self._entry:
+            return self._table(name, columns)
+        return {n: np.zeros((0, *c.shape), "<U1" if c.names else c.dtype) for n, c in columns.items()}
 
     def _table(self, name: str, columns: dict[str, Column]) -> Table:
         n = self._length(self._entry[name], columns)

@@ -14,7 +14,7 @@ from daemon.flow.ledger import Series
 from daemon.flow.outbox import Outbox
 from daemon.watchdog import Part
 from grainwatch.config import EdgeTable
-from grainwatch.messages import AnyMessage, LaueResult, Times
+from grainwatch.messages import AnyMessage, AnyResult, Times
 from pipelines.frame import Aggregator
 
 log = logging.getLogger(__name__)
@@ -47,13 +47,13 @@ class Aggregation:
         stream: str,
         outbox: Outbox,
         closed: Callable[[Series], None],
-        history: Callable[[str], Iterable[LaueResult]],
+        history: Callable[[str], Iterable[AnyResult]],
     ) -> None:
         self._stream = stream
         self._outbox = outbox
         self._closed = closed
         self._history = history
-        self.edge: Edge[LaueResult | Series | _Begun] = Edge(f"{stream} maps", EdgeTable())
+        self.edge: Edge[AnyResult | Series | _Begun] = Edge(f"{stream} maps", EdgeTable())
         self._makers: dict[str, Maker] = {}
         self._aggregators: dict[str, Aggregator | None] = {}
         self._stop = threading.Event()
@@ -78,7 +78,7 @@ class Aggregation:
         waits = self._publishes or not self._thread.is_alive()
         return Part(f"the map of {self._stream}", self._turns, waits)
 
-    def add(self, result: LaueResult) -> None:
+    def add(self, result: AnyResult) -> None:
         """Take a result; waits when the aggregator cannot follow."""
         self.edge.put(result)
 

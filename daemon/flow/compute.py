@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from daemon.flow.executor import Outcome
-from grainwatch.messages import LaueResult
+from grainwatch.messages import FrameResult
 from pipelines.frame import Failure, Frame, Pipeline
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def compute(pipeline: Pipeline, frames: Sequence[Frame]) -> list[Outcome]:
     each_ms = (time.perf_counter() - begin) * 1e3 / max(1, len(frames))
     return [
         msgspec.structs.replace(o, compute_ms=each_ms)
-        if isinstance(o, LaueResult) and not o.compute_ms
+        if isinstance(o, FrameResult) and not o.compute_ms
         else o
         for o in outcomes
     ]

@@ -21,7 +21,7 @@ from daemon.flow.shadow import Shadow
 from daemon.flow.stream import Stream
 from daemon.flow.succession import Post, Succession, Switched
 from daemon.watchdog import Part
-from grainwatch.messages import AnyMessage, LaueResult, Times
+from grainwatch.messages import AnyMessage, AnyResult, FrameResult, Times
 from pipelines.frame import Failure, Frame
 
 log = logging.getLogger(__name__)
@@ -226,13 +226,13 @@ class Dispatcher:
         assert not isinstance(outcome, Failure)
         frame = taken.frame
         reports: Sequence[AnyMessage] = ()
-        if isinstance(outcome, LaueResult):
+        if isinstance(outcome, FrameResult):
             outcome, reports = stream.watching.take(_located(outcome, frame, config_hash))
         times = Times(acquired=frame.acquired, received=frame.received, processed=time.time())
         self._outbox.publish(stream.name, outcome, times, taken.again)
         for report in reports:
             self._outbox.publish(stream.name, report, Times())
-        if stream.aggregation is not None and isinstance(outcome, LaueResult):
+        if stream.aggregation is not None and isinstance(outcome, FrameResult):
             stream.aggregation.add(outcome)
 
     def _close_series(self) -> None:
@@ -247,7 +247,7 @@ class Dispatcher:
             self._closed(series)
 
 
-def _located(result: LaueResult, frame: Frame, config_hash: str) -> LaueResult:
+def _located(result: AnyResult, frame: Frame, config_hash: str) -> AnyResult:
     """Complete what the flow knows better than a pipeline: where the frame lies, which configuration."""
     provenance = result.provenance
     if not provenance.config_hash:

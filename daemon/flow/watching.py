@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from grainwatch.messages import AnyMessage, LaueResult
+from grainwatch.messages import AnyMessage, AnyResult
 from pipelines.frame import Watch
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class Watching:
         same = self._watch is not None and other._watch is not None and self._watch.same_as(other._watch)
         return self if same else other
 
-    def take(self, result: LaueResult) -> tuple[LaueResult, Sequence[AnyMessage]]:
+    def take(self, result: AnyResult) -> tuple[AnyResult, Sequence[AnyMessage]]:
         """Return the result as it is to be published, and what is to be published after it."""
         watch = self._watch
         if watch is None:

@@ -8,7 +8,7 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from dataclasses import dataclass
 
-from grainwatch.messages import AnyMessage, DriftReport, Health, LaueResult, MapUpdate, topic
+from grainwatch.messages import AnyMessage, FrameResult, Health, series_uid_of, topic
 
 TRANSIENT_KEPT = 1_000_000  # at one message of health a second: eleven days
 
@@ -26,12 +26,8 @@ class Sent:
     @classmethod
     def of(cls, message: AnyMessage, stream: str, payload: bytes) -> Sent:
         """Wrap a message and its payload."""
-        uid, frame = "", -1
-        if isinstance(message, LaueResult):
-            uid, frame = message.key.series_uid, message.key.frame
-        elif isinstance(message, MapUpdate | DriftReport):
-            uid = message.series_uid
-        return cls(message.seq, topic(message, stream), uid, frame, payload)
+        frame = message.key.frame if isinstance(message, FrameResult) else -1
+        return cls(message.seq, topic(message, stream), series_uid_of(message), frame, payload)
 
     @property
     def transient(self) -> bool:

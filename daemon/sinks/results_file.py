@@ -21,7 +21,7 @@ from pathlib import Path
 from daemon.sinks.base import Published, SeriesClosed, SeriesOpened, SinkContext, SinkEvent
 from daemon.sinks.results_writer import UNFINISHED_SUFFIX, ResultsWriter
 from grainwatch.config import ConfigError, EdgeTable, Table
-from grainwatch.messages import DriftReport, LaueResult, MapUpdate
+from grainwatch.messages import series_uid_of
 from pipelines.results_files import results_files
 
 log = logging.getLogger("grainwatch.sinks.hdf5")
@@ -129,12 +129,8 @@ class ResultsFileSink:
         self._start_part(series)
 
     def _add(self, event: Published) -> None:
-        message = event.message
-        if isinstance(message, LaueResult):
-            uid = message.key.series_uid
-        elif isinstance(message, MapUpdate | DriftReport):
-            uid = message.series_uid
-        else:
+        uid = series_uid_of(event.message)
+        if not uid:
             return  # the daemon's health belongs to no series
         if uid not in self._series:
             # The series was opened before a restart.

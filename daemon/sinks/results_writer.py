@@ -21,109 +21,34 @@ import numpy as np
 import numpy.typing as npt
 
 from daemon.sinks.base import Published, SeriesOpened, SinkContext
+from daemon.sinks.results_tables import Names, Rows
 from grainwatch import __version__
-from grainwatch.messages import Crystal, DriftReport, LaueResult, MapUpdate
-from pipelines.results_files import (
+from grainwatch.messages import (
+    ChangeReport,
+    Crystal,
+    DriftReport,
+    FrameResult,
+    LaueResult,
+    MapUpdate,
+    MicrographResult,
+)
+from pipelines.results_layout import (
+    CHANGES,
     CRYSTALS,
     DRIFT,
-    FLAG_BITS,
     FRAMES,
     GRAINS,
     LAYOUT,
     MESSAGES,
+    MICROGRAPHS,
     NAMES,
     POINTS,
     STATES,
-    Column,
 )
 
-CHUNK_BYTES = 16 * 1024  # small enough to rewrite at each flush, large enough to read back fast
 HEAP_CHUNK_BYTES = 256 * 1024
-NAME_BYTES = 192
 TIME_BYTES = 32
 UNFINISHED_SUFFIX = ".creating"
-
-
-class _Rows:
-    """Rows of one table, gathered in memory and appended together."""
-
-    def __init__(self, group: Any, columns: Mapping[str, Column]) -> None:
-        self._columns = columns
-        self._pending: dict[str, list[Any]] = {name: [] for name in columns}
-        self._datasets = {}
-        for name, column in columns.items():
-            row_bytes = np.dtype(column.dtype).itemsize * int(np.prod(column.shape, dtype=int))
-            dataset = group.create_dataset(
-                name,
-                shape=(0, *column.shape),
-                maxshape=(None, *column.shape),
-                chunks=(max(64, CHUNK_BYTES // row_bytes), *column.shape),
-                dtype=column.dtype,
-            )
-            if column.units:
-                dataset.attrs["units"] = column.units
-            if column.names:
-                dataset.attrs["codes_of"] = f"/entry/names/{column.names}"
-            self._datasets[name] = dataset
-        self.count = 0  # rows appended and pending together
-
-    def datasets(self) -> list[Any]:
-        return list(self._datasets.values())
-
-    def add(self, **values: Any) -> None:
-        for name, pending in self._pending.items():
-            pending.append(values[name])
-        self.count += 1
-
-    def write(self) -> None:
-        pending = next(iter(self._pending.values()))
-        if not pending:
-            return
-        start = self.count - len(pending)
-        for name, column in self._columns.items():
-            rows = np.asarray(self._pending[name], dtype=column.dtype).reshape(-1, *column.shape)
-            dataset = self._datasets[name]
-            dataset.resize(self.count, axis=0)
-            dataset[start:] = rows
-            dataset.flush()
-        for values in self._pending.values():
-            values.clear()
-
-
-class _Names:
-    """The texts behind the codes of a column."""
-
-    def __init__(self, group: Any, name: str) -> None:
-        self._dataset = group.create_dataset(
-            name, shape=(0,), maxshape=(None,), chunks=(64,), dtype=h5py.string_dtype("utf-8", NAME_BYTES)
-        )
-        self._codes: dict[str, int] = {}
-        self._written = 0
-
-    def datasets(self) -> list[Any]:
-        return [self._dataset]
-
-    def code(self, text: str) -> int:
-        return self._codes.setdefault(text, len(self._codes))
-
-    def bits(self, texts: tuple[str, ...]) -> int:
-        """One bit a text; the last bit stands for all texts beyond the first 63."""
-        value = 0
-        for text in texts:
-            if text in self._codes or len(self._codes) < FLAG_BITS - 1:
-                value |= 1 << self.code(text)
-            else:
-                value |= 1 << self._codes.setdefault("other", FLAG_BITS - 1)
-        return value
-
-    def write(self) -> None:
-        if len(self._codes) == self._written:
-            return
-        new = [text.encode()[:NAME_BYTES] for text in list(self._codes)[self._written :]]
-        self._dataset.resize(len(self._codes), axis=0)
-        self._dataset[self._written :] = np.array(new, dtype=self._dataset.dtype)
-        self._dataset.flush()
-        self._written = len(self._codes)
 
 
 class ResultsWriter:
@@ -239,25 +164,36 @@ class ResultsWriter:
         for state in STATES:
             series.create_dataset(state, data=np.zeros(1, "<i8"), chunks=(1,), maxshape=(1,))
 
-        self._crystals = _Rows(_nxdata(entry, "crystals", "match_rate", "frame"), CRYSTALS)
-        self._frames = _Rows(_nxdata(entry, "frames", "n_crystals", "frame"), FRAMES)
+        self._crystals = Rows(_nxdata(entry, "crystals", "match_rate", "frame"), CRYSTALS)
+        self._frames = Rows(_nxdata(entry, "frames", "n_crystals", "frame"), FRAMES)
         messages = _group(entry, "messages", "NXcollection")
         self._data = messages.create_dataset(
             "data", shape=(0,), maxshape=(None,), chunks=(HEAP_CHUNK_BYTES,), dtype="u1"
         )
         messages.attrs["encoding"] = "msgpack"
-        self._index = _Rows(messages, MESSAGES)
+        self._index = Rows(messages, MESSAGES)
         grid = self._map = _group(entry, "map", "NXcollection")
         grid.create_dataset("shape", data=np.zeros((1, 3), "<i4"), chunks=(1, 3), maxshape=(1, 3))
         grid.create_dataset("step_um", data=np.full((1, 3), np.nan), chunks=(1, 3), maxshape=(1, 3))
         grid["step_um"].attrs["units"] = "um"
         self._map_known = False
-        self._points = _Rows(_nxdata(grid, "points", "grain_id", "frame"), POINTS)
-        self._grains = _Rows(_nxdata(grid, "grains", "size_points", "grain_id"), GRAINS)
-        self._drift = _Rows(_nxdata(entry, "drift", "change", "frame"), DRIFT)
-        self._tables = (self._crystals, self._points, self._grains, self._drift, self._frames)
+        self._points = Rows(_nxdata(grid, "points", "grain_id", "frame"), POINTS)
+        self._grains = Rows(_nxdata(grid, "grains", "size_points", "grain_id"), GRAINS)
+        self._drift = Rows(_nxdata(entry, "drift", "change", "frame"), DRIFT)
+        self._micrographs = Rows(_nxdata(entry, "micrographs", "fraction", "frame"), MICROGRAPHS)
+        self._changes = Rows(_nxdata(entry, "changes", "statistic", "frame"), CHANGES)
+        # Rows that the frame index points to come before it.
+        self._tables = (
+            self._crystals,
+            self._micrographs,
+            self._points,
+            self._grains,
+            self._drift,
+            self._changes,
+            self._frames,
+        )
         names = _group(entry, "names", "NXcollection")
-        self._names = {name: _Names(names, name) for name in NAMES}
+        self._names = {name: Names(names, name) for name in NAMES}
 
         self._objects += [entry, series, self._data, grid]
         for rows in (*self._tables, self._index):
@@ -279,13 +215,20 @@ class ResultsWriter:
         message, payload = event.message, event.payload
         offset = self._heap_size
         frame, channel = -1, ""
-        if isinstance(message, LaueResult):
+        if isinstance(message, FrameResult):
             frame, channel = message.key.frame, message.key.channel
-            self._laue(message, offset, len(payload))
+            self._frame_row(message, offset, len(payload))
+        if isinstance(message, LaueResult):
+            for rank, crystal in enumerate(message.crystals):
+                self._crystal(message, rank, crystal)
+        elif isinstance(message, MicrographResult):
+            self._micrograph(message)
         elif isinstance(message, MapUpdate):
             self._map_rows(message)
         elif isinstance(message, DriftReport):
             self._drift_row(message)
+        elif isinstance(message, ChangeReport):
+            self._change_row(message)
         self._index.add(
             seq=message.seq,
             schema=self._names["schema"].code(type(message).SCHEMA),
@@ -299,8 +242,9 @@ class ResultsWriter:
         self._heap.append(payload)
         self._heap_size += len(payload)
 
-    def _laue(self, message: LaueResult, offset: int, size: int) -> None:
+    def _frame_row(self, message: FrameResult, offset: int, size: int) -> None:
         names = self._names
+        laue = message if isinstance(message, LaueResult) else None
         model = message.provenance.model
         self._frames.add(
             frame=message.key.frame,
@@ -312,8 +256,8 @@ class ResultsWriter:
             received=message.times.received,
             processed=message.times.processed,
             published=message.times.published,
-            n_peaks=message.n_peaks,
-            n_crystals=len(message.crystals),
+            n_peaks=laue.n_peaks if laue else 0,
+            n_crystals=len(laue.crystals) if laue else 0,
             first_crystal=self._crystals.count,
             offset=offset,
             size=size,
@@ -323,8 +267,32 @@ class ResultsWriter:
             model=names["model"].code(f"{model.name} {model.version} {model.sha256}".strip()),
             calibration=names["calibration"].code(message.provenance.calibration_hash),
         )
-        for rank, crystal in enumerate(message.crystals):
-            self._crystal(message, rank, crystal)
+
+    def _micrograph(self, message: MicrographResult) -> None:
+        # What is not known is NaN; which model and where it lies the frame index says.
+        statistics, found = message.statistics, message.morphology
+        posterior, novelty = message.posterior, message.novelty
+        best = int(np.argmax(posterior.probability)) if posterior else 0
+        of_statistics = ("mean", "std", "entropy_bits", "sharpness", "dark_share", "bright_share")
+        of_phases = ("fraction", "fraction_spread", "free_path_px", "free_path_spread_px")
+        of_lengths = ("free_path_um", "free_path_spread_um")
+        of_novelty = ("typicality", "latent_distance", "code_divergence_bits", "bits_per_code")
+        self._micrographs.add(
+            frame=message.key.frame,
+            channel=self._names["channel"].code(message.key.channel),
+            seq=message.seq,
+            flags=self._names["flag"].bits(message.flags),
+            pixel_size_um=_known(message, "pixel_size_um"),
+            condition=self._names["condition"].code(posterior.candidates[best] if posterior else ""),
+            probability=posterior.probability[best] if posterior else np.nan,
+            condition_mean=_known(posterior, "mean"),
+            condition_sigma=_known(posterior, "sigma"),
+            none_of_these=bool(posterior and posterior.none_of_these),
+            novel=bool(novelty and novelty.novel),
+            **{name: _known(statistics, name) for name in of_statistics},
+            **{name: _known(found, name) for name in (*of_phases, *of_lengths)},
+            **{name: _known(novelty, name) for name in of_novelty},
+        )
 
     def _crystal(self, message: LaueResult, rank: int, crystal: Crystal) -> None:
         self._crystals.add(
@@ -355,6 +323,19 @@ class ResultsWriter:
     def _drift_row(self, message: DriftReport) -> None:
         own = {name: getattr(message, name) for name in DRIFT if name != "channel"}
         self._drift.add(channel=self._names["channel"].code(message.channel), **own)
+
+    def _change_row(self, message: ChangeReport) -> None:
+        self._changes.add(
+            frame=message.frame,
+            seq=message.seq,
+            images=message.images,
+            channel=self._names["channel"].code(message.channel),
+            state=self._names["state"].code(message.state),
+            foremost=self._names["component"].code(message.foremost),
+            statistic=message.statistic,
+            limit=message.limit,
+            alarm_frame=message.alarm_frame,
+        )
 
     def _map_rows(self, message: MapUpdate) -> None:
         if not self._map_known:
@@ -415,6 +396,12 @@ class ResultsWriter:
                 residual_px=nan,
                 strain_sample=(nan,) * 6,
             )
+
+
+def _known(part: Any, name: str) -> float:
+    """Return a number of a part of a message, NaN where there is no part, or no number."""
+    value = None if part is None else getattr(part, name)
+    return float("nan") if value is None else float(value)
 
 
 def _group(parent: Any, name: str, nx_class: str) -> Any:

@@ -29,10 +29,18 @@ from grainwatch.messages import (
     AnyMessage,
     ArrayData,
     Crystal,
+    Fingerprint,
     FrameKey,
     Health,
+    ImageStatistics,
     LaueResult,
+    MicrographResult,
     ModelInfo,
+    Neighbour,
+    Novelty,
+    PatchGrid,
+    PhaseMorphology,
+    ProcessPosterior,
     Provenance,
     Times,
     encode,
@@ -103,6 +111,78 @@ def synthetic_result(
         crystals=tuple(synthetic_crystal(rng) for _ in range(crystals)),
         grid_index=(frame % 10, frame // 10),
         compute_ms=1.0,
+    )
+
+
+def synthetic_micrograph(
+    frame: int,
+    rng: np.random.Generator,
+    *,
+    seq: int,
+    series_uid: str,
+    source: str = "sem",
+    publisher: str = "simulator",
+    pixel_size_um: float | None = 0.05,
+) -> MicrographResult:
+    """Return what a micrograph of 512 x 512 px might show, stamped with the time now."""
+    now, model, n = time.time(), ModelInfo("synthetic", __version__), 16
+    fraction, path_px = float(rng.uniform(0.4, 0.8)), float(rng.uniform(10.0, 40.0))
+    rates = (0.5, 2.0, 8.0)
+    p = rng.dirichlet(np.ones(len(rates)))
+    mean = float(p @ np.array(rates))
+    return MicrographResult(
+        publisher=publisher,
+        seq=seq,
+        times=Times(acquired=now, received=now, processed=now, published=now),
+        key=FrameKey(source, series_uid, frame),
+        provenance=Provenance(model, "", "none"),
+        compute_ms=60.0,
+        shape_px=(512, 512),
+        pixel_size_um=pixel_size_um,
+        instrument="synthetic",
+        statistics=ImageStatistics(0.5, 0.2, 6.5, 0.3, 0.01, 0.01),
+        patches=PatchGrid(128, 128, (0, 0), (4, 4), ArrayData.of(np.arange(n), "<i4")),
+        fingerprints=(
+            Fingerprint(
+                model,
+                "vqvae",
+                ArrayData.of(rng.normal(size=128), "<f4"),
+                ArrayData.of(rng.uniform(size=128), "<f4"),
+                ArrayData.of(rng.integers(0, 512, (n, 16, 16)), "<u2"),
+                512,
+            ),
+        ),
+        morphology=PhaseMorphology(
+            phase="bright",
+            threshold=120,
+            separability=0.8,
+            doubtful=0.03,
+            fraction=fraction,
+            fraction_spread=0.05,
+            free_path_rows_px=path_px,
+            free_path_columns_px=path_px,
+            free_path_px=path_px,
+            free_path_spread_px=2.0,
+            free_path_um=None if pixel_size_um is None else path_px * pixel_size_um,
+            free_path_spread_um=None if pixel_size_um is None else 2.0 * pixel_size_um,
+            chords=(400.0, 410.0),
+            patches=n,
+        ),
+        posterior=ProcessPosterior(
+            quantity="ln_cooling_rate",
+            candidates=tuple(map(str, rates)),
+            values=rates,
+            probability=tuple(map(float, p)),
+            log_likelihood=(-900.0, -890.0, -910.0),
+            mean=mean,
+            sigma=float(np.sqrt(p @ (np.array(rates) - mean) ** 2)),
+            typicality=0.4,
+            none_of_these=False,
+            patches=n,
+        ),
+        novelty=Novelty(0.4, False, 0.05, 1.1, 0.02, 6.9),
+        neighbours=(Neighbour(FrameKey(source, series_uid, max(frame - 1, 0)), 0.8),),
+        flags=() if pixel_size_um else ("pixel_size_unknown",),
     )
 
 

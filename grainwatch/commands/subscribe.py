@@ -22,11 +22,13 @@ from rich.text import Text
 
 from grainwatch.messages import (
     AnyMessage,
+    ChangeReport,
     Crystal,
     DriftReport,
     Health,
     LaueResult,
     MapUpdate,
+    MicrographResult,
     to_builtins,
 )
 from grainwatch.stream import DEFAULT_ADDRESS, SLICE_S, ResultStream
@@ -109,10 +111,15 @@ def row(message: AnyMessage) -> tuple[str, ...]:
             _found(message),
             f"{latency_ms:.0f} ms" if message.times.received else "",
         )
+    if isinstance(message, MicrographResult):
+        latency_ms = 1000 * (message.times.published - message.times.received)
+        found = ", ".join([*_shown(message), *message.flags])
+        latency = f"{latency_ms:.0f} ms" if message.times.received else ""
+        return published, message.key.source, str(message.key.frame), "", "", found, latency
     if isinstance(message, MapUpdate):
         grains = f"map {message.kind}: {message.filled} points, {len(message.grains)} grains changed"
         return published, message.source, "", "", "", grains, ""
-    if isinstance(message, DriftReport):
+    if isinstance(message, DriftReport | ChangeReport):
         return published, message.source, str(message.frame), "", "", message.text, ""
     return published, message.name, "", "", "", _health(message), ""
 
@@ -124,6 +131,24 @@ def _found(result: LaueResult) -> str:
     ]
     rest = len(result.crystals) - len(shown)
     return ", ".join([*shown, *([f"and {rest} more"] if rest else []), *result.flags])
+
+
+def _shown(result: MicrographResult) -> list[str]:
+    """Return the phase, the process condition and the novelty of a micrograph, each in a few words."""
+    said = []
+    if (phase := result.morphology) is not None:
+        um = phase.free_path_um
+        path = f"{phase.free_path_px:.3g} px" if um is None else f"{um:.3g} um"
+        said.append(f"{phase.phase} {100 * phase.fraction:.1f} %, free path {path}")
+    if (posterior := result.posterior) is not None:
+        best = max(range(len(posterior.candidates)), key=posterior.probability.__getitem__)
+        likely = f"{posterior.candidates[best]} ({100 * posterior.probability[best]:.0f} %)"
+        if posterior.mean is not None and posterior.sigma is not None:
+            likely = f"{posterior.mean:.2f} +- {posterior.sigma:.2f}"
+        said.append(f"{posterior.quantity} {'none of these' if posterior.none_of_these else likely}")
+    if result.novelty is not None and result.novelty.novel:
+        said.append("novel")
+    return said
 
 
 def _flags(crystal: Crystal) -> list[str]:

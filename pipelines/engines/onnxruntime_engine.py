@@ -52,7 +52,7 @@ class OnnxEngine:
         EngineError
             If any other combination does not work or is off by more than the bundle allows.
         """
-        ports, where = ports_of(bundle), bundle.folder / MODEL
+        ports, where = ports_of(bundle), bundle.path(MODEL)
         self.inputs, self.outputs = ports
         self._names = list(self.outputs)
         model, plain = bundle.file(MODEL), precision == "fp32" and device == "cpu"

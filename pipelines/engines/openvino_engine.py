@@ -68,7 +68,7 @@ class OpenVinoEngine:
         try:
             found.compare(ports)
         except ValueError as error:
-            raise BundleError(f"{bundle.folder / MODEL}: {error}") from error
+            raise BundleError(f"{bundle.path(MODEL)}: {error}") from error
         self.about = EngineInfo("openvino", precision, "the CPU", openvino.__version__.partition("-")[0])
         prove(self, bundle)
 

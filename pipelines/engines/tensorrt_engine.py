@@ -82,7 +82,7 @@ class TensorrtEngine:
         try:
             _ports(trt, self._plan).compare(ports)
         except ValueError as error:
-            raise BundleError(f"{bundle.folder / MODEL}: {error}") from error
+            raise BundleError(f"{bundle.path(MODEL)}: {error}") from error
         self._context = self._plan.create_execution_context()
         if self._context is None:
             raise EngineError(f"{flavour.name} gets no memory to work in: {self._said.words()}")

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grainwatch.config import Table
-from grainwatch.messages import DriftObservation, DriftReport, LaueResult
+from grainwatch.messages import AnyResult, DriftObservation, DriftReport, LaueResult
 from pipelines.frame import Watch
 from pipelines.laue.analysis import FrameAnalysis
 from pipelines.laue.calibration_fit import Geometry
@@ -151,8 +151,10 @@ class ReferenceWatch:
         """Whether another one follows the same crystal in the same way."""
         return isinstance(other, ReferenceWatch) and other.table == self.table
 
-    def take(self, result: LaueResult) -> tuple[LaueResult, list[DriftReport]]:
+    def take(self, result: AnyResult) -> tuple[AnyResult, list[DriftReport]]:
         """Take a result; return it, flagged after an alarm, and a report when one is due."""
+        if not isinstance(result, LaueResult):
+            return result, []
         if result.provenance.calibration_hash != self._calibration_hash:
             self._begin(result.provenance.calibration_hash)
         if self._channel not in (None, result.key.channel):

@@ -10,11 +10,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from daemon.sinks.simulator import synthetic_health, synthetic_result
+from daemon.sinks.simulator import synthetic_health, synthetic_micrograph, synthetic_result
 from grainwatch import schemas
 from grainwatch.messages import (
     MESSAGES,
     AnyMessage,
+    ChangeReport,
     DriftObservation,
     DriftReport,
     EdgeHealth,
@@ -51,6 +52,27 @@ def drift_report() -> DriftReport:
     )
 
 
+def change_report() -> ChangeReport:
+    return ChangeReport(
+        seq=4,
+        source="sem",
+        series_uid="a" * 32,
+        frame=40,
+        state="changed",
+        images=41,
+        statistic=3.5,
+        limit=3.2,
+        images_between_false_alarms=1e4,
+        components=("mean", "std"),
+        change=(0.1, 4.0),
+        foremost="std",
+        correlated=False,
+        alarm_series_uid="a" * 32,
+        alarm_frame=38,
+        text="std of the images grew",
+    )
+
+
 def messages() -> list[AnyMessage]:
     rng = np.random.default_rng(1)
     point = MapPoint((1, 2), 3, 0, "Ti", ONE, 7, 0.5, 1e-6, 0.2, (0.0,) * 6)
@@ -62,6 +84,9 @@ def messages() -> list[AnyMessage]:
             drift=DriftObservation("Ge", (0.1, 0.2, 0.3), (1.0, 0.0, 0.0, 1.0, 0.0, 1.0), 4.0, 100),
         ),
         drift_report(),
+        synthetic_micrograph(4, rng, seq=9, series_uid="a" * 32),
+        synthetic_micrograph(4, rng, seq=9, series_uid="a" * 32, pixel_size_um=None),
+        change_report(),
         MapUpdate(
             seq=1,
             source="laue",

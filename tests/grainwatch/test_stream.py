@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,7 +21,13 @@ import zmq
 from daemon.sinks import publisher
 from daemon.sinks.base import Published, SinkContext
 from daemon.sinks.message_ring import Sent
-from daemon.sinks.simulator import published, running, synthetic_health, synthetic_result
+from daemon.sinks.simulator import (
+    published,
+    running,
+    synthetic_health,
+    synthetic_micrograph,
+    synthetic_result,
+)
 from grainwatch import ResultStream
 from grainwatch.config import ConfigError
 from grainwatch.messages import AnyMessage, Health, LaueResult
@@ -71,7 +77,7 @@ def results(rng: np.random.Generator, first: int, count: int, **keys: Any) -> li
     return [synthetic_result(n, rng, seq=first + n, series_uid=UID, **keys) for n in range(count)]
 
 
-def send(out: publisher.Publisher, messages: list[LaueResult], lost: tuple[int, ...] = ()) -> None:
+def send(out: publisher.Publisher, messages: Sequence[AnyMessage], lost: tuple[int, ...] = ()) -> None:
     """Publish; those whose seq is in `lost` do not make it to subscribers, as when a queue is full."""
     for message in messages:
         if message.seq in lost:
@@ -340,6 +346,12 @@ def test_to_dataframe(
     assert table["orientation_w"].tolist() == [c.quaternion[0] for r in sent for c in r.crystals]
     assert table["strain_xz"].iloc[0] == sent[0].crystals[0].strain_sample.numpy()[0, 2]
     assert table["ix"].tolist() == [0, 0, 1, 1, 2, 2]
+    begin = next_seq(out)
+    images = [synthetic_micrograph(n, rng, seq=begin + n, series_uid=UID) for n in range(2)]
+    send(out, images)
+    table = stream.to_dataframe(count=2, rows="micrographs")
+    assert table["fraction"].tolist() == [m.morphology.fraction for m in images if m.morphology]
+    assert table["novel"].tolist() == [False, False]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'grainwatch-client\[dataframe\]'"):
         stream.to_dataframe(count=1)

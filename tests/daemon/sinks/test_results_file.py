@@ -11,14 +11,22 @@ import time
 from pathlib import Path
 
 import h5py
+import msgspec
 import numpy as np
 import pytest
 
 from daemon.sinks import results_file
 from daemon.sinks.base import SeriesClosed, SeriesOpened, SinkContext
-from daemon.sinks.simulator import published, running, synthetic_health, synthetic_result
+from daemon.sinks.simulator import (
+    published,
+    running,
+    synthetic_health,
+    synthetic_micrograph,
+    synthetic_result,
+)
 from grainwatch.config import ConfigError
 from grainwatch.messages import (
+    ChangeReport,
     Crystal,
     DriftReport,
     Grain,
@@ -29,13 +37,13 @@ from grainwatch.messages import (
     encode,
 )
 from pipelines.results_files import (
-    CRYSTALS,
     ResultsFile,
     ResultsFileError,
     crystals_table,
     read_results,
     results_files,
 )
+from pipelines.results_layout import CRYSTALS
 
 UID = "0123456789abcdef0123456789abcdef"
 STARTED = 1_790_000_000.0  # 2026-09-21T14:13:20 UTC
@@ -419,3 +427,48 @@ def test_parts_of_a_series_come_in_order(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert [path.name for path in results_files(tmp_path)] == parts
     assert [path.name for path in results_files(tmp_path, UID)] == parts[:-1]
+
+
+def test_micrographs_lie_in_a_table_of_their_own(
+    tmp_path: Path, context: SinkContext, rng: np.random.Generator
+) -> None:
+    images = [synthetic_micrograph(n, rng, seq=n + 1, series_uid=UID) for n in range(3)]
+    # Of the last one nothing is known but how bright it is.
+    bare = msgspec.structs.replace(
+        synthetic_micrograph(3, rng, seq=4, series_uid=UID, pixel_size_um=None),
+        morphology=None, posterior=None, novelty=None, fingerprints=(), patches=None, neighbours=(),
+    )  # fmt: skip
+    change = ChangeReport(
+        seq=5, source="sem", series_uid=UID, frame=3, state="changed", images=4, statistic=4.0, limit=3.0,
+        images_between_false_alarms=1e4, components=("mean", "std"), change=(5.0, 0.1), foremost="mean",
+        correlated=False, alarm_series_uid=UID, alarm_frame=3,
+    )  # fmt: skip
+    sink = sink_in(tmp_path, context)
+    sink.handle([opened(), *(published(m, "sem") for m in (*images, bare, change))])
+    sink.close()
+    (path,) = results_files(tmp_path)
+    with ResultsFile(path) as file:
+        assert list(file.messages()) == [*images, bare, change]
+        table, changes, frames = file.micrographs(), file.changes(), file.frames()
+        assert list(file.results()) == []
+        assert len(file.crystals()["frame"]) == 0
+    assert frames["frame"].tolist() == table["frame"].tolist() == [0, 1, 2, 3]
+    assert frames["compute_ms"].tolist() == [60.0] * 4
+    for row, image in enumerate(images):
+        assert image.morphology is not None
+        assert image.posterior is not None
+        assert table["fraction"][row] == image.morphology.fraction
+        assert table["free_path_um"][row] == image.morphology.free_path_um
+        best = int(np.argmax(image.posterior.probability))
+        assert table["condition"][row] == image.posterior.candidates[best]
+        assert table["condition_mean"][row] == image.posterior.mean
+        assert table["typicality"][row] == 0.4
+    assert table["flags"][3] == ("pixel_size_unknown",)
+    assert table["condition"][3] == ""
+    assert table["sharpness"][3] == 0.3
+    assert all(
+        np.isnan(table[name][3]) for name in ("pixel_size_um", "fraction", "typicality", "probability")
+    )
+    assert (changes["state"].tolist(), changes["foremost"].tolist()) == (["changed"], ["mean"])
+    with h5py.File(path) as file:
+        assert file["entry/micrographs"].attrs["signal"] == "fraction"

@@ -1,100 +1,13 @@
-"""What the daemon publishes: msgspec structs with a schema name and a version.
-
-On the wire a message is ZMQ multipart ``[topic, payload]``: the topic is
-``<schema>:<stream>`` (so that a subscriber can filter by prefix), the payload is
-msgpack. Arrays travel as raw little-endian bytes with dtype and shape, never as pickles.
-The JSON Schema of each message is generated from this module into ``grainwatch/schemas``.
-"""
+"""Laue diffraction: the crystals of a frame, the map of a scan, the drift of the detector."""
 
 from __future__ import annotations
 
-import sys
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import ClassVar
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-FloatArray: TypeAlias = npt.NDArray[np.float64]
-
-
-class ArrayData(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An array as raw little-endian bytes.
-
-    Attributes
-    ----------
-    dtype : str
-        numpy type string, little-endian or single byte ("<f8", "<i4", "|u1").
-    shape : tuple of int
-    data : bytes
-        C order, ``prod(shape) * itemsize`` bytes.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    data: bytes
-
-    @classmethod
-    def of(cls, array: npt.ArrayLike, dtype: str = "<f8") -> Self:
-        """Pack an array, converted to `dtype` and C order."""
-        a = np.ascontiguousarray(np.asarray(array), dtype=np.dtype(dtype))
-        return cls(dtype=dtype, shape=a.shape, data=a.tobytes())
-
-    def numpy(self) -> npt.NDArray[Any]:
-        """Return the array (read-only, a view of the bytes).
-
-        Raises
-        ------
-        ValueError
-            If dtype and shape do not describe `data`.
-        """
-        dtype = np.dtype(self.dtype)
-        if dtype.hasobject or dtype.byteorder == ">" or (dtype.byteorder == "=" and sys.byteorder == "big"):
-            raise ValueError(f"array dtype {self.dtype!r} is not little-endian numbers")
-        expected = int(np.prod(self.shape, dtype=np.int64)) * dtype.itemsize
-        if expected != len(self.data):
-            raise ValueError(
-                f"array of {self.dtype} and shape {self.shape} needs {expected} bytes, has {len(self.data)}"
-            )
-        return np.frombuffer(self.data, dtype=dtype).reshape(self.shape)
-
-
-class FrameKey(msgspec.Struct, frozen=True, order=True):
-    """What names a frame for ever.
-
-    `series_uid` is made by the daemon at each start of a series, because detectors reuse
-    their numbers. `frame` counts from the detector's first number.
-    """
-
-    source: str
-    series_uid: str
-    frame: int
-    channel: str = ""
-
-
-class ModelInfo(msgspec.Struct, frozen=True):
-    """Which model, or which classical method, made a result."""
-
-    name: str
-    version: str
-    sha256: str = ""
-
-
-class Provenance(msgspec.Struct, frozen=True):
-    """Made from what: the model, and hashes of the calibration and of the configuration."""
-
-    model: ModelInfo
-    calibration_hash: str = ""
-    config_hash: str = ""
-
-
-class Times(msgspec.Struct, frozen=True):
-    """The four times of a frame, UTC seconds; 0 where the instrument gave none."""
-
-    acquired: float = 0.0
-    received: float = 0.0
-    processed: float = 0.0
-    published: float = 0.0
+from grainwatch.messages.common import ArrayData, FrameResult, Message
 
 
 class Crystal(msgspec.Struct, frozen=True):
@@ -195,42 +108,20 @@ class DriftObservation(msgspec.Struct, frozen=True):
         return dd, x, y
 
 
-class Message(msgspec.Struct, frozen=True, tag_field="schema", kw_only=True):
-    """Common head of all messages.
-
-    `seq` is monotone per publisher, across restarts; `again` marks a repeat of a key that may
-    have been published before a crash. Front fields are filled in by the daemon's publisher.
-    """
-
-    SCHEMA: ClassVar[str]
-
-    publisher: str = ""
-    seq: int = 0
-    times: Times = Times()
-    again: bool = False
-    flags: tuple[str, ...] = ()
-
-
-class LaueResult(Message, frozen=True, tag="grainwatch.laue/1", kw_only=True):
+class LaueResult(FrameResult, frozen=True, tag="grainwatch.laue/1", kw_only=True):
     """The crystals of one frame.
 
     `peaks` is (n, 4) float32: x_px (column), y_px (row), both from 0 at the centre of the first
     pixel, intensity above background in counts, full width at half maximum in px.
-    `position` is the scan position: (ix, iy[, iz]) in `grid_index` and/or coordinates in um.
     `drift` is there when the pipeline watches a reference crystal and this frame shows it. The flag
     "detector_moved" stands on the frame that raised the alarm and on all after it.
     """
 
     SCHEMA: ClassVar[str] = "grainwatch.laue/1"
 
-    key: FrameKey
-    provenance: Provenance
     n_peaks: int
     peaks: ArrayData
     crystals: tuple[Crystal, ...] = ()
-    grid_index: tuple[int, ...] | None = None
-    position_um: tuple[float, ...] | None = None
-    compute_ms: float = 0.0
     drift: DriftObservation | None = None
 
 
@@ -342,102 +233,3 @@ class DriftReport(Message, frozen=True, tag="grainwatch.drift/1", kw_only=True):
     alarm_series_uid: str = ""
     alarm_frame: int = -1
     text: str = ""
-
-
-class StreamHealth(msgspec.Struct, frozen=True):
-    """Counters of one stream since the daemon started; received = the sum of all states.
-
-    `watch` says in words what the stream's drift watch knows; "" without one.
-    """
-
-    stream: str
-    state: str
-    series_uid: str
-    received: int
-    done: int
-    failed: int
-    dropped: int
-    lost: int
-    missing: int
-    in_flight: int
-    rate_hz: float
-    latency_p50_s: float
-    latency_p99_s: float
-    last_error: str = ""
-    watch: str = ""
-
-
-class EdgeHealth(msgspec.Struct, frozen=True):
-    """A bounded edge: how full, how many items went through, how many its policy dropped."""
-
-    edge: str
-    policy: str
-    depth: int
-    filled: int
-    passed: int
-    dropped: int
-
-
-class Health(Message, frozen=True, tag="grainwatch.health/1", kw_only=True):
-    """The daemon's own state, published once a second."""
-
-    SCHEMA: ClassVar[str] = "grainwatch.health/1"
-
-    name: str
-    version: str
-    state: str  # "starting" | "running" | "draining" | "fault"
-    uptime_s: float
-    workers: int
-    worker_restarts: int
-    streams: tuple[StreamHealth, ...] = ()
-    edges: tuple[EdgeHealth, ...] = ()
-
-
-AnyMessage: TypeAlias = LaueResult | MapUpdate | DriftReport | Health
-MESSAGES: tuple[type[LaueResult] | type[MapUpdate] | type[DriftReport] | type[Health], ...] = (
-    LaueResult,
-    MapUpdate,
-    DriftReport,
-    Health,
-)
-
-_encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
-
-
-def encode(message: AnyMessage) -> bytes:
-    """Return the msgpack payload of a message."""
-    return _encoder.encode(message)
-
-
-def decode(payload: bytes | memoryview) -> AnyMessage:
-    """Read a payload.
-
-    Raises
-    ------
-    msgspec.ValidationError, msgspec.DecodeError
-        If it is not a message of a known schema.
-    """
-    return _decoder.decode(payload)
-
-
-def topic(message: AnyMessage, stream: str) -> bytes:
-    """Return the first part of the multipart: schema and stream name."""
-    return f"{type(message).SCHEMA}:{stream}".encode()
-
-
-def to_builtins(obj: Any) -> Any:
-    """Return plain lists, dicts and numbers, arrays as nested lists (for JSON lines).
-
-    >>> to_builtins(ArrayData.of([[1.0, 2.0]]))
-    [[1.0, 2.0]]
-    """
-    if isinstance(obj, ArrayData):
-        return obj.numpy().tolist()
-    if isinstance(obj, msgspec.Struct):
-        fields = {f: to_builtins(getattr(obj, f)) for f in obj.__struct_fields__}
-        schema = getattr(type(obj), "SCHEMA", None)
-        return {"schema": schema, **fields} if schema else fields
-    if isinstance(obj, tuple | list):
-        return [to_builtins(x) for x in obj]
-    return obj
