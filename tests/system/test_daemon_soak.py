@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from testkit.process import DaemonProcess, environment, eventually
+from testkit.ports import free_address, free_ports
+from testkit.process import LONG_S, DaemonProcess, environment, eventually
 from testkit.soak import Soak, write_frames
 
 from grainwatch.messages import MapUpdate
-from pipelines.results_files import ResultsFile, read_results, results_files
+from pipelines.results_files import ResultsFile, ResultsFileError, read_results, results_files
 
 pytestmark = pytest.mark.system
 
 
 def test_a_simulated_detector_for_some_seconds(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
-    soak = Soak(tmp_path, rate_hz=15.0, shape=(512, 512), seed=5, port=port)
+    soak = Soak(tmp_path, rate_hz=15.0, shape=(512, 512), seed=5, port=free_ports()[0])
     soak.run(8.0, every_s=0.5)
     assert soak.problems(growth_mib=40.0) == [], soak.daemon.log_path.read_text()
     results = [r for path in results_files(tmp_path / "results") for r in read_results(path)]
@@ -88,9 +84,7 @@ def test_warm_says_when_its_folder_cannot_be_written(tmp_path: Path) -> None:
 def test_a_map_goes_on_after_kill_9_with_what_it_had(tmp_path: Path) -> None:
     """The map of a series that survives the daemon holds the points of before and after."""
     write_frames(tmp_path, (512, 512), seed=7)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    address = free_address()
     config = f"""
 [daemon]
 state_dir = "{tmp_path}/state"
@@ -103,18 +97,21 @@ scan = {{shape = [6, 5]}}
 [sinks.hdf5]
 folder = "{tmp_path}/results"
 """
-    with DaemonProcess(tmp_path, config=config) as daemon:
-        daemon.start()
-        detector = subprocess.Popen(
-            [sys.executable, "-m", "grainwatch", "simulate", "dectris-v2", "--bind", address,
-             "--frames", f"{tmp_path}/frames.h5", "--count", "30", "--rate", "6"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(),
-        )  # fmt: skip
-        eventually(lambda: daemon.counts()["done"] >= 10)
-        time.sleep(0.8)  # the results file is flushed every half a second
-        daemon.kill()
-        daemon.start()
-        assert detector.wait(30) == 0
+    command = [sys.executable, "-m", "grainwatch", "simulate", "dectris-v2", "--bind", address]
+    command += ["--frames", f"{tmp_path}/frames.h5", "--count", "30", "--rate", "6"]
+    with (
+        DaemonProcess(tmp_path, config=config) as daemon,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as detector,
+    ):
+        try:
+            daemon.start()
+            # The results file is flushed every half a second.
+            eventually(lambda: stored(tmp_path / "results") >= 10)
+            daemon.kill()
+            daemon.start()
+            assert detector.wait(LONG_S) == 0
+        finally:
+            detector.kill()
         eventually(lambda: daemon.counts()["state"] == "idle" and daemon.counts()["in_flight"] == 0)
         counts = daemon.counts()
         assert daemon.stop() == 0
@@ -127,6 +124,13 @@ folder = "{tmp_path}/results"
     (snapshot,) = [m for part in parts for m in updates(part) if m.kind == "snapshot"]
     assert snapshot.filled == len(measured) > 15
     assert {p.grid_index for p in snapshot.points} | set(snapshot.empty) == measured
+
+
+def stored(folder: Path) -> int:
+    try:
+        return sum(1 for path in results_files(folder) for _ in read_results(path))
+    except (OSError, ResultsFileError):
+        return 0  # it is being made
 
 
 def updates(path: Path) -> list[MapUpdate]:

@@ -19,7 +19,7 @@ from pipelines.laue.lauetools_files import write_det
 from pipelines.laue.reflections import build_reflections
 from pipelines.laue.render import render_frame
 from pipelines.rotations import random_rotations, to_matrix
-from testkit.process import DaemonProcess, environment
+from testkit.process import LONG_S, DaemonProcess, environment
 
 MIB = 1 << 20
 #: Frames that the detector repeats.
@@ -111,7 +111,7 @@ class Soak:
                 return
             self.sent = each * series
             self.report_of_detector = json.loads(out)
-            deadline = time.monotonic() + 30.0
+            deadline = time.monotonic() + LONG_S
             while self.daemon.counts()["done"] < self.sent and time.monotonic() < deadline:
                 time.sleep(0.1)
             self.counts = self.daemon.counts()
