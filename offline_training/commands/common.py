@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from grainwatch.config import ConfigError
-from offline_training.laue.errors import Interrupted, TrainingError
+from offline_training.errors import Interrupted, TrainingError
 
 if TYPE_CHECKING:
-    from offline_training.laue.training import Progress
+    from offline_training.loop import Progress
 
 Material = Annotated[str, typer.Option("--material", "-m", help="Built-in name or CIF file.")]
 Geometry = Annotated[
@@ -91,10 +91,10 @@ class ProgressLine:
         if progress.step != progress.steps and now - self._last < wait:
             return
         self._last = now
-        rate = "" if before else f"  {progress.patterns_per_s:.0f} patterns/s"
+        rate = "" if before else f"  {progress.steps_per_s:.3g} steps/s"
+        figures = "".join(f"  {name} {value:.3g}" for name, value in progress.figures.items())
         line = (
-            f"{before}step {progress.step}/{progress.steps}  loss {progress.loss:.3f}"
-            f"  right {progress.accuracy:.3f}{rate}"
+            f"{before}step {progress.step}/{progress.steps}  loss {progress.loss:.3f}{figures}{rate}"
             f"  {duration(progress.seconds)}, {duration(progress.left_s)} left"
         )
         if self._terminal:

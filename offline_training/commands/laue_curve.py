@@ -66,7 +66,7 @@ def laue_curve(
         from offline_training.laue.networks import parse_tuning
         from offline_training.laue.plots import plot_curve
         from offline_training.laue.preparation import prepare
-        from offline_training.laue.training import use_cores
+        from offline_training.loop import use_cores
 
         settings = CurveSettings(
             orientations=whole_numbers(orientations, "--orientations"),

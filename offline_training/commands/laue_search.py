@@ -61,7 +61,7 @@ def laue_search(
         from offline_training.laue.plots import plot_search
         from offline_training.laue.preparation import prepare
         from offline_training.laue.search import SearchSettings, Trying, run_search
-        from offline_training.laue.training import use_cores
+        from offline_training.loop import use_cores
 
         settings = SearchSettings(recipe, _varied(vary or ()), grid, trials, steps, seed)
         use_cores(cores)

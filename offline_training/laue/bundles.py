@@ -20,7 +20,8 @@ from offline_training.laue.figures import choose_threshold, measure
 from offline_training.laue.networks import Tuning, recipe_of
 from offline_training.laue.preparation import HELD_OUT, prepare
 from offline_training.laue.simulator import PatternSimulator
-from offline_training.laue.training import Progress, TrainingSettings, train, use_cores
+from offline_training.laue.training import TrainingSettings, train
+from offline_training.loop import Progress, use_cores
 from pipelines.laue.features import FeatureMaker
 
 CHECKPOINT = "checkpoint.pt"

@@ -26,7 +26,8 @@ from offline_training.laue.networks import Tuning, recipe_of
 from offline_training.laue.preparation import HELD_OUT, Prepared
 from offline_training.laue.simulator import PatternSimulator
 from offline_training.laue.study import Study
-from offline_training.laue.training import Progress, TrainingSettings, train
+from offline_training.laue.training import TrainingSettings, train
+from offline_training.loop import Progress
 from pipelines import rotations
 from pipelines.laue.classes import REJECT
 from pipelines.laue.features import FeatureMaker, Features

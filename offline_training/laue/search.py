@@ -20,15 +20,16 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from offline_training.errors import DivergedError
 from offline_training.laue.domain import PatternRange
-from offline_training.laue.errors import DivergedError
 from offline_training.laue.evaluation import fit_calibration, logits_of, probabilities_of
 from offline_training.laue.export import data_fingerprint
 from offline_training.laue.networks import RECIPES, Tuning, recipe_of
 from offline_training.laue.preparation import HELD_OUT, Prepared
 from offline_training.laue.simulator import PatternSimulator
 from offline_training.laue.study import Study
-from offline_training.laue.training import Progress, TrainingSettings, train
+from offline_training.laue.training import TrainingSettings, train
+from offline_training.loop import Progress
 from pipelines.laue.features import FeatureMaker
 
 _THIRD = 3

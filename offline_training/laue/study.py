@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from offline_training.laue.errors import StudyError
+from offline_training.errors import StudyError
 
 
 class Study:

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from offline_training.loop import LossOf, Progress, fit
 from offline_training.micrograph.crops import CropDraw
-from offline_training.micrograph.loop import LossOf, Progress, fit
 from offline_training.micrograph.pixelcnn import PixelCnn, PixelSizes
 from offline_training.micrograph.recipes import Kind, Recipe
 from offline_training.micrograph.vae import Vae, VaeSizes, warmed_up

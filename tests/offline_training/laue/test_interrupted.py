@@ -20,7 +20,7 @@ import pytest
 from testkit.laue import CALIBRATION
 from testkit.process import eventually
 
-from offline_training.laue.errors import StudyError
+from offline_training.errors import StudyError
 from offline_training.laue.study import Study
 from pipelines.engines.bundle import BundleError, load_bundle
 from pipelines.laue.lauetools_files import write_det
@@ -56,10 +56,10 @@ WRITE_STUDY = """
 # The command itself, with a checkpoint after every batch.
 TRAIN = """
     import sys
-    from offline_training.laue import training
+    from offline_training import loop
     from grainwatch.cli import main
 
-    training._CHECKPOINT_EVERY_S, training._CHECKPOINT_SHARE = 0.0, 1e9
+    loop._CHECKPOINT_EVERY_S, loop._CHECKPOINT_SHARE = 0.0, 1e9
     main()
 """
 

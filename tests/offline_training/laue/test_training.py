@@ -15,9 +15,9 @@ from testkit.laue import BAND_KEV, CALIBRATION, material
 torch = pytest.importorskip("torch", reason="torch is absent: pip install 'grainwatch[training]'")
 pytest.importorskip("onnxscript", reason="onnxscript is absent: pip install 'grainwatch[training]'")
 
+from offline_training.errors import DivergedError, TrainingError  # noqa: E402
 from offline_training.laue import networks  # noqa: E402
 from offline_training.laue.bundles import BundleRequest, make_bundle  # noqa: E402
-from offline_training.laue.errors import DivergedError, TrainingError  # noqa: E402
 from offline_training.laue.evaluation import fit_calibration, probabilities_of  # noqa: E402
 from offline_training.laue.figures import choose_threshold, measure  # noqa: E402
 from offline_training.laue.networks import Tuning  # noqa: E402

@@ -12,10 +12,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is absent: pip install 'grainwatch[training]'")
 
-from offline_training.laue.errors import DivergedError, Interrupted, TrainingError  # noqa: E402
+from offline_training.errors import DivergedError, Interrupted, TrainingError  # noqa: E402
+from offline_training.loop import Progress, fit  # noqa: E402
 from offline_training.micrograph import figures  # noqa: E402
 from offline_training.micrograph.crops import CropDraw, side_by_side  # noqa: E402
-from offline_training.micrograph.loop import Progress, fit  # noqa: E402
 from offline_training.micrograph.recipes import Kind, recipe_of  # noqa: E402
 from offline_training.micrograph.training import (  # noqa: E402
     TrainingSettings,

@@ -1,4 +1,4 @@
-"""The loop that all trainings of micrographs share: steps, checkpoints, an end that loses nothing."""
+"""The loop that all trainings share: steps, checkpoints, an end that loses nothing."""
 
 from __future__ import annotations
 
@@ -16,26 +16,36 @@ from typing import Any
 import torch
 from torch import nn
 
-from offline_training.laue.errors import DivergedError, Interrupted, TrainingError
+from offline_training.errors import DivergedError, Interrupted, TrainingError
 
 _CHECKPOINT_EVERY_S = 20.0
 _CHECKPOINT_SHARE = 0.02
 """Of the time, for writing: checkpoints of a large network come more rarely."""
 
-LossOf = Callable[[int], tuple[torch.Tensor, Mapping[str, float]]]
-"""From the number of a step to the loss that is minimised and figures to show."""
+LossOf = Callable[[int], tuple[torch.Tensor, Mapping[str, float]] | None]
+"""From the number of a step to the loss that is minimised and figures to show; None if its batch is empty."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training stands: smoothed loss and figures; time since the start."""
+    """Where a training stands: smoothed loss and figures; steps a second and time since the start."""
 
     step: int
     steps: int
     loss: float
     figures: Mapping[str, float]
+    steps_per_s: float
     seconds: float
     left_s: float
+
+
+def use_cores(cores: int) -> None:
+    """Let training use so many cores: one makes batches, the others run the network.
+
+    Threads beyond the cores that are free wait for each other by spinning: a training on two
+    cores with two threads for the network alone took ten times as long as with one.
+    """
+    torch.set_num_threads(max(cores - 1, 1))
 
 
 def fit(
@@ -91,7 +101,7 @@ def fit(
     identity = {**identity, "steps": steps, "seed": seed}
     done, before = _resume(checkpoint, model, optimiser, identity)
     model.train()
-    first, mean, figures, writing = done, math.nan, dict[str, float](), 0.0
+    first, learned, mean, figures, writing = done, 0, math.nan, dict[str, float](), 0.0
     start = saved = time.monotonic()
     with _stop_asked() as stop:
         while done < steps and not stop.is_set() and (done == first or time.monotonic() - start <= budget_s):
@@ -99,24 +109,28 @@ def fit(
             # Noise of a step depends on the step alone, so that a resumed run is the same run.
             torch.manual_seed(seed * 1_000_003 + done)
             with torch.autocast("cpu", torch.bfloat16):
-                total, found = loss_of(done)
+                found = loss_of(done)
+            done += 1
+            if found is None:
+                continue
+            total, shown = found
             loss = float(total.detach())
             if not math.isfinite(loss):
                 raise DivergedError(
-                    f"the loss is {loss} at step {done + 1} of {steps}: training stopped; the last good state"
-                    f" is {checkpoint}. Start again with another --seed or a lower --set learning_rate (it"
-                    f" was {learning_rate:g})"
+                    f"the loss is {loss} at step {done} of {steps}: training stopped, nothing was exported;"
+                    f" the last good state is {checkpoint}. Start again with another --seed or a lower"
+                    f" --set learning_rate (it was {learning_rate:g})"
                 )
             optimiser.zero_grad()
             total.backward()
             optimiser.step()
-            done += 1
-            mix = 1.0 / min(done - first, 50)
-            mean = loss if done - first == 1 else (1 - mix) * mean + mix * loss
-            figures = {k: (1 - mix) * figures.get(k, v) + mix * v for k, v in found.items()}
+            learned += 1
+            mix = 1.0 / min(learned, 50)
+            mean = loss if learned == 1 else (1 - mix) * mean + mix * loss
+            figures = {k: (1 - mix) * figures.get(k, v) + mix * v for k, v in shown.items()}
             now = time.monotonic()
-            left = (steps - done) * (now - start) / (done - first)
-            report(Progress(done, steps, mean, figures, now - start, left))
+            rate = (done - first) / max(now - start, 1e-9)
+            report(Progress(done, steps, mean, figures, rate, now - start, (steps - done) / rate))
             if now - saved > max(_CHECKPOINT_EVERY_S, writing / _CHECKPOINT_SHARE):
                 _save(checkpoint, model, optimiser, identity, done, before + now - start)
                 saved = time.monotonic()
@@ -199,6 +213,7 @@ def _resume(
     try:
         state = torch.load(path, weights_only=True)
         stored, step, seconds = state["identity"], int(state["step"]), float(state["seconds"])
+        learned, moments = state["model"], state["optimiser"]
         ours = isinstance(stored, dict)
     except Exception as error:  # a damaged file fails in torch in many ways
         raise TrainingError(
@@ -210,6 +225,6 @@ def _resume(
             f"{path} is of another training ({', '.join(different)} differ): choose another --out,"
             " or remove it to start anew"
         )
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
+    model.load_state_dict(learned)
+    optimiser.load_state_dict(moments)
     return step, seconds
