@@ -60,7 +60,7 @@ class Run:
 
 def rows(report: Report) -> None:
     """Add the rows."""
-    count = report.scale(full=300, quick=24)
+    count = report.scale(full=300, quick=8)
     recipe = Recipe(count, report.seed)
     folder = frames(recipe)
     size = sum(path.stat().st_size for path in folder.iterdir()) / count / 1e6

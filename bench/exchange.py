@@ -78,7 +78,7 @@ class Rig:
 
 def rows(report: Report) -> None:
     """Add the rows."""
-    count = report.scale(full=300, quick=24)
+    count = report.scale(full=300, quick=8)
     recipe = Recipe(count, report.seed)
     folder = frames(recipe)
     said = (
