@@ -1,4 +1,4 @@
-"""Frames from files: every format that fabio reads, .gz and .bz2 of them, HDF5 stacks.
+"""Frames from files: every format that fabio reads, PNG, JPEG and BMP, .gz and .bz2 of them, HDF5 stacks.
 
 All that reads images from files reads them through this module: sources, simulators, commands.
 """
@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.frame import BadFrame
+from pipelines.pictures import picture_kind, read_pictures
 
 #: Compression filters that HDF5 stacks of detectors need; importing the package registers them.
 HDF5_FILTERS: Final[str] = hdf5plugin.PLUGIN_PATH
@@ -58,7 +59,7 @@ class FileImage:
     label : str
         Names the file, and the image where there are several.
     pixels : ndarray
-        (rows, columns)
+        (rows, columns); of a colour image (rows, columns, 3).
     metadata : mapping
         What goes with the frame, plain values: the file, and its time where the header gives one.
     index : int
@@ -125,7 +126,12 @@ def read_images(path: str | Path) -> Iterator[tuple[str, npt.NDArray[Any]]]:
 
 
 def open_images(
-    path: str | Path, *, first: int = 0, keys: Sequence[str] = (), growing: bool = False
+    path: str | Path,
+    *,
+    first: int = 0,
+    keys: Sequence[str] = (),
+    growing: bool = False,
+    colour: bool = False,
 ) -> Iterator[FileImage]:
     """Yield the images of a file, in native byte order.
 
@@ -143,6 +149,8 @@ def open_images(
         An HDF5 file may still be written, in SWMR mode too: an image that there is room for but that
         was not written ends what is yielded. The file is not locked, so that its writer can open it
         again at any time.
+    colour : bool
+        Colour images are yielded too; otherwise they are refused.
 
     Raises
     ------
@@ -161,7 +169,7 @@ def open_images(
     elif dataset:
         raise BadFrame(f"{name}: is not an HDF5 file, so it has no dataset {dataset}")
     else:
-        yield from _plain_images(file, first)
+        yield from _plain_images(file, first, colour)
 
 
 def is_hdf5(path: str | Path) -> bool:
@@ -200,15 +208,37 @@ def hdf5_writer(path: str | Path) -> Literal["", "alone", "swmr"]:
     return "swmr" if head[11] & 4 else "alone"
 
 
-def _plain_images(file: str, first: int) -> Iterator[FileImage]:
+def _plain_images(file: str, first: int, colour: bool) -> Iterator[FileImage]:
     with tempfile.TemporaryDirectory(prefix="grainwatch-") as folder:
-        image = _fabio_open(_unpacked(file, Path(folder)), file)
+        path = _unpacked(file, Path(folder))
+        try:
+            kind = picture_kind(path)
+        except OSError as error:
+            raise BadFrame(f"{file}: cannot be read: {error.strerror}") from error
+        if kind:
+            yield from _pictures(path, kind, file, first, colour)
+            return
+        image = _fabio_open(path, file)
         count = int(image.nframes)
         for number in range(first, count):
             frame = image if number == 0 else _fabio_frame(image, number, file)
             label = file if count == 1 else f"{file}#{number}"
             pixels, header = _pixels(frame.data, label), frame.header
             yield FileImage(label, pixels, _metadata(header, file), number, count > 1, header)
+
+
+def _pictures(path: str, kind: str, file: str, first: int, colour: bool) -> Iterator[FileImage]:
+    images = read_pictures(path, kind, first)
+    for number in itertools.count(first):
+        with _reader_complaints(file):
+            found = next(images, None)
+        if found is None:
+            return
+        pixels, count = found
+        label = file if count == 1 else f"{file}#{number}"
+        if pixels.ndim == 3 and not colour:
+            raise BadFrame(f"{label}: is a colour image, expected a grey one")
+        yield FileImage(label, _pixels(pixels, label, 3), {"file": file}, number, count > 1)
 
 
 def _unpacked(file: str, folder: Path) -> str:
@@ -409,11 +439,11 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _pixels(data: Any, label: str) -> npt.NDArray[Any]:
+def _pixels(data: Any, label: str, most_dimensions: int = 2) -> npt.NDArray[Any]:
     pixels = np.asarray(data)
     if pixels.dtype.kind == "b":
         pixels = pixels.astype(np.uint8)
-    if pixels.ndim != 2 or not pixels.size or pixels.dtype.kind not in "uif":
+    if not 2 <= pixels.ndim <= most_dimensions or not pixels.size or pixels.dtype.kind not in "uif":
         raise BadFrame(f"{label}: is not a grey image: {pixels.ndim} dimensions of {pixels.dtype}")
     return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
 

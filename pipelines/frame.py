@@ -21,8 +21,8 @@ class Image(Protocol):
     """Pixels that may still be compressed."""
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
+    def shape(self) -> tuple[int, ...]:
+        """Rows and columns; of a colour image rows, columns and channels."""
         ...
 
     @property
@@ -31,7 +31,7 @@ class Image(Protocol):
         ...
 
     def array(self) -> npt.NDArray[Any]:
-        """Return the pixels [row, column]; decompression happens here, once a call.
+        """Return the pixels [row, column(, channel)]; decompression happens here, once a call.
 
         Raises
         ------
@@ -43,15 +43,14 @@ class Image(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PlainImage:
-    """Pixels that are already an array, (rows, columns)."""
+    """Pixels that are already an array, (rows, columns) or (rows, columns, channels)."""
 
     pixels: npt.NDArray[Any]
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        rows, columns = self.pixels.shape
-        return int(rows), int(columns)
+    def shape(self) -> tuple[int, ...]:
+        """Rows and columns; of a colour image rows, columns and channels."""
+        return self.pixels.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -77,7 +76,9 @@ class Frame:
     grid_index, position_um : tuple, optional
         Where in the scan; from the metadata or from the configured grid.
     metadata : mapping
-        Exposure, detector, file name: whatever the source knows, plain values.
+        Exposure, detector, file name: whatever the source knows, plain values. Under "acquisition" what
+        the file and those beside it say of how the image was taken, where they say it:
+        `pipelines.micrograph.frame_acquisition`.
     """
 
     key: FrameKey

@@ -8,6 +8,7 @@ says ``lz4`` for one bare block without any framing: that is ``lz4-block`` here.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,9 @@ ORDERS: Final = ("C", "F")
 
 #: The largest image that is decoded unless the caller says otherwise, in bytes of pixels.
 MAX_IMAGE_BYTES: Final = 1 << 30
+
+#: Red, green, blue, alpha.
+MAX_CHANNELS: Final = 4
 
 #: The filter refuses larger blocks, and no writer needs them: whole images are smaller.
 MAX_BLOCK_BYTES: Final = (1 << 31) - 1
@@ -56,7 +60,7 @@ class EncodedImage:
     data : bytes-like
         The blob; never copied. Held as a read-only memoryview of bytes.
     shape : tuple of int
-        Rows and columns.
+        Rows and columns; of a colour image rows, columns and channels.
     pixel_type : str
         numpy type string with the byte order of the wire ("<u2", ">f4", "|u1").
     algorithm : str
@@ -77,7 +81,7 @@ class EncodedImage:
     """
 
     data: memoryview
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     pixel_type: str
     algorithm: str = "none"
     order: str = "C"
@@ -86,18 +90,20 @@ class EncodedImage:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", memoryview(self.data).cast("B").toreadonly())
-        rows, columns = self.shape
         stored = _stored_type(self.pixel_type)
         if self.algorithm not in ALGORITHMS:
             raise BadFrame(f"compression {self.algorithm!r} is not one of {', '.join(ALGORITHMS)}")
         if self.order not in ORDERS:
             raise BadFrame(f"order {self.order!r} is not C or F")
+        rows, columns, *channels = self.shape
         if rows < 1 or columns < 1:
             raise BadFrame(f"image has {rows} rows and {columns} columns")
-        needed = rows * columns * stored.itemsize
+        if len(channels) > 1 or not all(1 <= n <= MAX_CHANNELS for n in channels):
+            raise BadFrame(f"image of {self._size}: expected rows, columns and 1 to {MAX_CHANNELS} channels")
+        needed = self._needed_bytes
         if needed > self.max_bytes:
             raise BadFrame(
-                f"image of {rows} x {columns} pixels of {stored.itemsize} bytes declares {needed} bytes,"
+                f"image of {self._size} pixels of {stored.itemsize} bytes declares {needed} bytes,"
                 f" the limit is {self.max_bytes}"
             )
         if self.algorithm == "lz4-block":
@@ -106,7 +112,7 @@ class EncodedImage:
         declared = self._declared_bytes()
         if declared != needed:
             raise BadFrame(
-                f"image of {rows} x {columns} {stored.str} pixels needs {needed} bytes,"
+                f"image of {self._size} {stored.str} pixels needs {needed} bytes,"
                 f" its {self.algorithm} blob {'holds' if self.algorithm == 'none' else 'declares'} {declared}"
             )
 
@@ -116,7 +122,7 @@ class EncodedImage:
         return _stored_type(self.pixel_type).newbyteorder("=")
 
     def array(self) -> npt.NDArray[Any]:
-        """Return the pixels [row, column], C order, native byte order.
+        """Return the pixels [row, column(, channel)], C order, native byte order.
 
         For uncompressed native pixels this is a read-only view of `data`: copy it when it has to
         outlive them.
@@ -155,8 +161,15 @@ class EncodedImage:
         BadFrame
             As the constructor.
         """
-        rows, columns = header["shape"]
-        return cls(memoryview(data), **{**header, "shape": (int(rows), int(columns))})
+        return cls(memoryview(data), **{**header, "shape": tuple(map(int, header["shape"]))})
+
+    @property
+    def _size(self) -> str:
+        return " x ".join(map(str, self.shape))
+
+    @property
+    def _needed_bytes(self) -> int:
+        return math.prod(self.shape) * _stored_type(self.pixel_type).itemsize
 
     def _shuffled_bytes(self) -> int:
         return self.element_bytes or _stored_type(self.pixel_type).itemsize
@@ -183,7 +196,7 @@ class EncodedImage:
         most = min(MAX_LZ4_RATIO * self.data.nbytes, MAX_BLOCK_BYTES)
         if needed > most:
             raise BadFrame(
-                f"image of {self.shape[0]} x {self.shape[1]} {_stored_type(self.pixel_type).str} pixels needs"
+                f"image of {self._size} {_stored_type(self.pixel_type).str} pixels needs"
                 f" {needed} bytes, an lz4 block of {self.data.nbytes} bytes holds at most {most}"
             )
 
@@ -191,9 +204,7 @@ class EncodedImage:
         if self.algorithm == "none":
             return self.data
         if self.algorithm == "lz4-block":
-            rows, columns = self.shape
-            needed = rows * columns * _stored_type(self.pixel_type).itemsize
-            return _unpacked_block(self.data, needed, "lz4 block")
+            return _unpacked_block(self.data, self._needed_bytes, "lz4 block")
         declared, block = _HEADER.unpack_from(self.data)
         element = self._shuffled_bytes()
         # The shuffle leaves a rest of fewer than eight elements as it is, behind the last block.

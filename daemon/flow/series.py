@@ -52,7 +52,7 @@ class _Open:
     series: Series
     walk: GridWalk | None
     channels: tuple[str, ...]
-    forms: dict[str, tuple[tuple[int, int], str]] = field(default_factory=dict)
+    forms: dict[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
     said: set[str] = field(default_factory=set)
 
 

@@ -135,8 +135,10 @@ class LaueAnalysis:
         Raises
         ------
         BadFrame
-            If the frame is for another detector, or nothing can be searched in it.
+            If the frame is in colour or for another detector, or nothing can be searched in it.
         """
+        if image.ndim != 2:
+            raise BadFrame(f"{source} is a colour image ({image.shape[-1]} channels), expected a grey one")
         if image.shape != self.calibration.shape:
             raise BadFrame(
                 f"{source} has {image.shape[0]} rows and {image.shape[1]} columns, but the calibration is for"

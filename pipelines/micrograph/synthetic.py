@@ -164,7 +164,8 @@ class Imaging:
         seen: FloatImage = counted / np.float32(electrons)
         seen += np.float32(self.read_noise) * rng.standard_normal(seen.shape, dtype=np.float32)
         seen += np.float32(self.line_noise) * rng.standard_normal((rows, 1), dtype=np.float32)
-        return np.clip(np.rint(seen * 255.0), 0.0, 255.0).astype(np.uint8)
+        image: ByteImage = np.clip(np.rint(seen * 255.0), 0.0, 255.0).astype(np.uint8)
+        return image
 
 
 @dataclass(frozen=True, eq=False)
@@ -352,7 +353,8 @@ def _field(
     power = float(np.sum(filter_.astype(np.float64) ** 2 * twice)) / (rows * columns)
     noise = rng.standard_normal((rows, columns), dtype=np.float32)
     smooth = fft.irfft2(fft.rfft2(noise) * filter_, s=(rows, columns))
-    return (smooth[: shape[0], : shape[1]] / np.float32(np.sqrt(power))).astype(np.float32)
+    gaussian: FloatImage = (smooth[: shape[0], : shape[1]] / np.float32(np.sqrt(power))).astype(np.float32)
+    return gaussian
 
 
 def _ring_correlation(k0: float) -> float:

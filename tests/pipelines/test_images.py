@@ -24,15 +24,20 @@ ARRAYS = st.sampled_from(TYPES).flatmap(
     lambda t: hnp.arrays(np.dtype(t), hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40))
 )
 
+COLOURS = st.sampled_from(TYPES[:3]).flatmap(
+    lambda t: hnp.arrays(np.dtype(t), st.tuples(*[st.integers(1, 20)] * 2, st.integers(1, 4)))
+)
+
 
 def encoded(pixels: npt.NDArray[Any], algorithm: str, order: str = "C", **more: Any) -> EncodedImage:
+    # Axes in reverse, channels and all.
     wire = pixels if order == "C" else np.ascontiguousarray(pixels.T)
     blob = encode_image(wire, algorithm, **more)
     return EncodedImage(memoryview(blob), pixels.shape, pixels.dtype.str, algorithm, order)
 
 
 @settings(max_examples=150, deadline=None)
-@given(ARRAYS, st.sampled_from(ALGORITHMS), st.sampled_from("CF"))
+@given(ARRAYS | COLOURS, st.sampled_from(ALGORITHMS), st.sampled_from("CF"))
 def test_pixels_survive(pixels: npt.NDArray[Any], algorithm: str, order: str) -> None:
     header, data = pack_image(encoded(pixels, algorithm, order))
     # The header must survive any serialiser, the data a copy into other memory that may be written to.
@@ -44,9 +49,9 @@ def test_pixels_survive(pixels: npt.NDArray[Any], algorithm: str, order: str) ->
 
 
 @settings(max_examples=50, deadline=None)
-@given(ARRAYS)
+@given(ARRAYS | COLOURS)
 def test_plain_images_travel(pixels: npt.NDArray[Any]) -> None:
-    for given_pixels in (pixels, pixels.T, pixels[::-1, ::-1]):
+    for given_pixels in (pixels, pixels.swapaxes(0, 1), pixels[::-1, ::-1]):
         header, data = pack_image(PlainImage(given_pixels))
         decoded = unpack_image(header, bytes(data)).array()
         assert decoded.astype(pixels.dtype).tobytes() == given_pixels.tobytes()
@@ -106,6 +111,9 @@ BLOB = encode_image(np.arange(100, dtype="<u2"), "bslz4", block_bytes=64)
         ({"shape": (10, 11)}, "needs 220 bytes, its bslz4 blob declares 200"),
         ({"shape": (-10, -10)}, "-10 rows"),
         ({"shape": (0, 10)}, "0 rows"),
+        ({"shape": (2, 10, 5)}, "expected rows, columns and 1 to 4 channels"),
+        ({"shape": (10, 10, 0)}, "expected rows, columns and 1 to 4 channels"),
+        ({"shape": (5, 5, 2, 2)}, "expected rows, columns and 1 to 4 channels"),
         ({"shape": (1 << 40, 1 << 40)}, "the limit is"),
         ({"pixel_type": "<u4"}, "needs 400 bytes"),
         ({"pixel_type": "O"}, "not a whole or floating number"),

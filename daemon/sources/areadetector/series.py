@@ -131,7 +131,7 @@ class SeriesBook:
         frame, image = array.frame, array.image
         if frame is None:
             return [Bad(array.reason)]
-        form = (*image.shape, image.pixel_type[1:]) if image is not None else None
+        form = (image.shape[0], image.shape[1], image.pixel_type[1:]) if image is not None else None
         events: list[Event] = []
         series = self._of(frame, array.time_stamp, form)
         if series is None:

@@ -158,7 +158,7 @@ class Header:
             return _numbers(image.array())
         return f"array of {image.dtype.name}, {image.shape[0]} x {image.shape[1]}"
 
-    def _compare_with_images(self, shape: tuple[int, int]) -> None:
+    def _compare_with_images(self, shape: tuple[int, ...]) -> None:
         rows, columns = (self._config.get(f"{k}_pixels_in_detector") for k in "yx")
         if (rows is not None and rows != shape[0]) or (columns is not None and columns != shape[1]):
             raise BadFrame(f"shape {shape}, the images have ({shown(rows)}, {shown(columns)})")

@@ -48,7 +48,7 @@ class _Channel:
     """What an image of a channel is, but for its pixels."""
 
     name: str
-    form: tuple[tuple[int, int], str, str, str, int, int]
+    form: tuple[tuple[int, ...], str, str, str, int, int]
 
     @classmethod
     def of(cls, arrival: Arrival) -> _Channel:

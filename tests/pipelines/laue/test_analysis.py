@@ -183,6 +183,9 @@ def test_what_was_cut_off_is_flagged() -> None:
 def test_a_frame_of_another_detector_is_refused() -> None:
     with pytest.raises(BadFrame, match=r"frame 7 has 100 rows and 120 columns.*sCMOS of 2018 rows and 2016"):
         analysis("Cu").analyse_image(np.zeros((100, 120), dtype=np.uint16), source="frame 7")
+    colour = np.zeros((*CALIBRATION.shape, 3), dtype=np.uint8)
+    with pytest.raises(BadFrame, match=r"frame 7 is a colour image \(3 channels\), expected a grey one"):
+        analysis("Cu").analyse_image(colour, source="frame 7")
 
 
 def test_a_peak_list_of_another_detector_is_refused() -> None:
