@@ -16,7 +16,8 @@ import h5py
 import numpy as np
 import pytest
 import zmq
-from testkit.process import DaemonProcess, environment, eventually
+from testkit.ports import free_address
+from testkit.process import LONG_S, DaemonProcess, environment, eventually
 from testkit.soak import FRAMES, write_frames
 
 from daemon.sources.dectris.v1_simulator import SeriesCoder, encode_exposure
@@ -39,11 +40,6 @@ pipeline = {{type = "laue", materials = ["Cu"], geometry = "{geometry}"}}
 [sinks.hdf5]
 folder = "{folder}/results"
 """
-
-
-def free_address() -> str:
-    with zmq.Context() as context, context.socket(zmq.REP) as socket:
-        return f"tcp://127.0.0.1:{socket.bind_to_random_port('tcp://127.0.0.1')}"
 
 
 def daemon_in(folder: Path, geometry: Path, address: str, source: str) -> DaemonProcess:
@@ -76,7 +72,7 @@ def test_simulator_to_daemon_to_tap(tmp_path: Path) -> None:
         with zmq.Context() as context, context.socket(zmq.PUSH) as push:
             push.linger = 0
             push.bind(detector)
-            until = time.monotonic() + 40
+            until = time.monotonic() + LONG_S
             while not tap.counts()["failed"]:
                 assert time.monotonic() < until, "the tap hears nothing"
                 push.send(b"knock")

@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
-from testkit.process import alive, eventually
+from testkit.process import LONG_S, alive, eventually
 
 from daemon.demo.folder import demo_folder
 from daemon.demo.sample import LEAST_SHARE, Sample
@@ -116,10 +116,10 @@ def test_a_stop_in_the_middle_leaves_nothing(number: signal.Signals, tmp_path: P
             os.killpg(process.pid, number)
         else:
             process.send_signal(number)
-        _, said = process.communicate(timeout=40)
+        _, said = process.communicate(timeout=90)
         assert process.returncode == 130
         assert b"Traceback" not in said, said.decode()
-        eventually(lambda: not any(map(alive, children)), 10, "a process was left")
+        eventually(lambda: not any(map(alive, children)), LONG_S, "a process was left")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "out.txt"]
     finally:
         process.kill()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from testkit.ports import free_address
 from testkit.process import DaemonProcess, environment, eventually
 
 from grainwatch.commands.status import ask
@@ -62,9 +62,7 @@ def test_a_detector_that_moves_is_noticed_and_found_again(tmp_path: Path) -> Non
     frames, det, new = tmp_path / "frames.h5", tmp_path / "lab.det", tmp_path / "new.det"
     write_frames(frames)
     write_det(det, BEFORE, material="Ge")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    address = free_address()
     config = f"""
 [daemon]
 name = "drift"
@@ -89,8 +87,8 @@ folder = "results"
         assert "run grainwatch recalibrate" in said
         assert said in " ".join(command("status", daemon.config_path).stdout.split())
         assert "detector moved, seen at frame" in daemon.log_path.read_text()
-        (path,) = results_files(tmp_path / "results")
-        eventually(lambda: len(messages(path, LaueResult)) == STILL + MOVED, 20)
+        (path,) = eventually(lambda: results_files(tmp_path / "results"))
+        eventually(lambda: len(messages(path, LaueResult)) == STILL + MOVED)
 
         # With the daemon running, from its configuration alone.
         report = tmp_path / "new.json"

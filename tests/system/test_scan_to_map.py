@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from testkit.ports import free_address, free_ports
-from testkit.process import eventually
+from testkit.process import LONG_S, eventually
 
 from pipelines.laue.crystal import load_material
 from pipelines.laue.forward import simulate_spots
@@ -64,8 +64,8 @@ def test_init_run_simulate_map(tmp_path: Path) -> None:
     options = ["--det", str(det), "--source", address, "--scan", "4x3", "--out", str(config)]
     subprocess.run([*COMMAND, "init", *options], check=True, timeout=60)
     text = config.read_text().replace("snake = false", "snake = true").replace("# step_um", "step_um")
-    for port in ("31100", "31101"):
-        text = text.replace(f":{port}", f":{free_ports()[0]}")
+    for port, free in zip(("31100", "31101"), free_ports(2), strict=True):
+        text = text.replace(f":{port}", f":{free}")
     config.write_text(re.sub(r"workers = \d+", "workers = 1", text))
     with (
         (tmp_path / "log.txt").open("wb") as log,
@@ -76,12 +76,12 @@ def test_init_run_simulate_map(tmp_path: Path) -> None:
             subprocess.run([*COMMAND, *simulate], check=True, timeout=60, capture_output=True)
             (path,) = eventually(
                 lambda: results_files(tmp_path / "results"),
-                30,
+                LONG_S,
                 "no results: " + (tmp_path / "log.txt").read_text(),
             )
-            eventually(lambda: finished(path), 60, "the series was not closed")
+            eventually(lambda: finished(path), LONG_S, "the series was not closed")
             daemon.terminate()
-            assert daemon.wait(20) == 0
+            assert daemon.wait(LONG_S) == 0
         finally:
             daemon.kill()
     drawn = subprocess.run(

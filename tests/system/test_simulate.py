@@ -14,6 +14,7 @@ from pathlib import Path
 import fabio.tifimage
 import numpy as np
 import pytest
+from testkit.process import LONG_S
 
 from daemon.sources.base import Arrival, Idle, SeriesEnd, SeriesStart
 from daemon.sources.dectris import v1 as dectris_v1
@@ -76,13 +77,13 @@ def test_files_stream_at_a_rate_and_it_reports(files: list[str], name: str) -> N
     arguments = ["--frames", *files, "--rate", "40", "--repeat", "4", "--json"]
     with running(*arguments, name=name) as (process, address):
         arrivals = read_all(address, name)
-        output = process.communicate(timeout=20)[0]
+        output = process.communicate(timeout=LONG_S)[0]
     assert process.returncode == 0
     assert [int(a.image.array()[0, 0]) for a in arrivals] == [0, 1, 2] * 4
     report = json.loads(output)
     assert report["images"] == 12
     assert report["complete"] is True
-    assert 11 / 40 <= report["seconds"] < 5
+    assert 11 / 40 <= report["seconds"] < 10  # at 1 Hz it would be 11
 
 
 def test_header_detail_and_appendix_of_stream_v1(files: list[str]) -> None:
@@ -97,7 +98,7 @@ def test_header_detail_and_appendix_of_stream_v1(files: list[str]) -> None:
             if isinstance(event, SeriesEnd):
                 break
         source.close()
-        process.communicate(timeout=20)
+        process.communicate(timeout=LONG_S)
     start, *arrivals, _ = events
     assert isinstance(start, SeriesStart)
     assert start.metadata["user_data"] == "run 5"
@@ -111,21 +112,21 @@ def test_a_stop_reports_what_was_sent(files: list[str]) -> None:
         arrivals = (event for event in source.events() if isinstance(event, Arrival))
         assert [next(arrivals).frame for _ in range(3)] == [0, 1, 2]
         process.send_signal(signal.SIGINT)
-        output = process.communicate(timeout=20)[0]
+        output = process.communicate(timeout=LONG_S)[0]
         source.close()
     assert process.returncode == 1
     assert re.match(r"sent \d+ images in 0 series, .* stopped before all of it was taken", output)
 
 
 def test_it_outlives_a_reader_that_goes_away(files: list[str]) -> None:
-    with running("--frames", *files, "--rate", "50", "--count", "60") as (process, address):
+    with running("--frames", *files, "--rate", "50", "--count", "150") as (process, address):
         source = opened(address)
         next(event for event in source.events() if not isinstance(event, Idle))
         source.close()
         arrivals = read_all(address)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(LONG_S) == 0
     assert arrivals
-    assert arrivals[-1].frame == 59
+    assert arrivals[-1].frame == 149
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_it_outlives_a_reader_that_goes_away(files: list[str]) -> None:
 def test_errors_are_one_line(files: list[str], name: str, arguments: list[str], message: str) -> None:
     arguments = [files[0] if a == "FILE" else a for a in arguments]
     done = subprocess.run(
-        [*SIMULATE, name, *arguments], capture_output=True, text=True, timeout=30, check=False
+        [*SIMULATE, name, *arguments], capture_output=True, text=True, timeout=LONG_S, check=False
     )
     assert done.returncode == 2
     assert message in done.stderr

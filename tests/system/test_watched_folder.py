@@ -100,8 +100,8 @@ def test_a_scan_written_into_a_folder_becomes_a_map(tmp_path: Path) -> None:
         scan.mkdir(parents=True)
         for name in names[:3]:
             write_slowly(scan / name, files[name])
-        # A crash may cost what the results file does not have yet.
-        eventually(lambda: stored(tmp_path / "results") == 3, 60)
+        # A crash may cost what the results file or the ledger does not have yet.
+        eventually(lambda: stored(tmp_path / "results") == daemon.written()["done"] == 3)
 
         daemon.kill()
         for name in names[3:]:
