@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,9 +27,30 @@ METADATA_DAMAGED: Final = "metadata_damaged"
 """Something is there that cannot be read."""
 SIDECAR_UNREADABLE: Final = "sidecar_unreadable"
 """A file beside the image could not be read, or is none of a microscope."""
+NOT_AS_NAMED: Final = "not_as_named"
+"""The name says TIFF, the file is of another format: what a microscope had written into it is lost."""
+WHITE_IS_ZERO: Final = "white_is_zero"
+"""The TIFF file says that its white is 0; the pixels are taken as they are: dark may mean bright."""
+
+FLAGS: Final = frozenset(
+    {
+        PIXEL_SIZE_UNKNOWN,
+        PIXEL_SIZE_CONFLICT,
+        PIXELS_NOT_SQUARE,
+        OTHER_SIZE,
+        METADATA_CONFLICT,
+        METADATA_DAMAGED,
+        SIDECAR_UNREADABLE,
+        NOT_AS_NAMED,
+        WHITE_IS_ZERO,
+    }
+)
+"""All of them."""
 
 _TOLERANCE: Final = 0.01
 _SIDECAR_BYTES: Final = 1 << 20
+_TIFF_SUFFIXES: Final = (".tif", ".tiff")
+_PHOTOMETRIC: Final = 262
 _FEI: Final = (34680, 34682)
 _ZEISS: Final = 34118
 _TESCAN: Final = 50431
@@ -39,6 +61,7 @@ _CODES: Final = frozenset(
         tiff_tags.IMAGE_DESCRIPTION,
         tiff_tags.X_RESOLUTION,
         tiff_tags.RESOLUTION_UNIT,
+        _PHOTOMETRIC,
         *_FEI,
         _ZEISS,
         _TESCAN,
@@ -87,6 +110,37 @@ UNKNOWN: Final = Acquisition(flags=(PIXEL_SIZE_UNKNOWN,))
 """Of an image that comes without any metadata."""
 
 
+@dataclass(frozen=True, slots=True)
+class FileStatements:
+    """What a file and the files beside it say of how an image was taken.
+
+    Attributes
+    ----------
+    statements : tuple of Statement
+        Those that can be trusted most come first.
+    guesses : tuple of Statement
+        What programs other than a microscope's own write: to be trusted least of all.
+    flags, remarks : tuple of str
+        As in `Acquisition`.
+    """
+
+    statements: tuple[Statement, ...] = ()
+    guesses: tuple[Statement, ...] = ()
+    flags: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether anything is said."""
+        return bool(self.statements or self.guesses or self.flags)
+
+    def acquisition(self, shape: Sequence[int] | None, more: Sequence[Statement] = ()) -> Acquisition:
+        """Make one of it, for an image of these rows and columns; `more` stands between facts and guesses."""
+        size = None if shape is None else (shape[0], shape[1])
+        found = combine([*self.statements, *more, *self.guesses], size)
+        flags = dict.fromkeys((*found.flags, *self.flags))
+        return replace(found, flags=tuple(flags), remarks=(*self.remarks, *found.remarks))
+
+
 def read_acquisition(path: str | Path, shape: tuple[int, int] | None = None) -> Acquisition:
     """Read what a file says of how its image was taken, and the files beside it.
 
@@ -107,35 +161,57 @@ def read_acquisition(path: str | Path, shape: tuple[int, int] | None = None) -> 
         If the file cannot be read or is a truncated TIFF file. What is wrong with metadata is flagged.
     """
     file = Path(path)
-    problems: list[str] = []
+    said, tagged = _read(file)
+    found = said.acquisition(shape or tagged)
+    return found if said else replace(found, remarks=(*found.remarks, silence(path)))
+
+
+def read_statements(path: str | Path) -> FileStatements:
+    """Read what `read_acquisition` reads, and leave it as it is said.
+
+    Raises
+    ------
+    BadFrame
+        As `read_acquisition`.
+    """
+    return _read(Path(path))[0]
+
+
+def silence(path: str | Path) -> str:
+    """Return the remark upon a file that says nothing."""
+    file = Path(path)
+    return (
+        f"{file}: says nothing of how it was taken, and neither {file.stem}.txt (Hitachi, JEOL) nor"
+        f" {file.stem}-{file.suffix[1:] or 'tif'}.hdr (Tescan) lies beside it"
+    )
+
+
+def _read(file: Path) -> tuple[FileStatements, tuple[int, int] | None]:
+    """Return what is said, and rows and columns by the tags of a TIFF file."""
+    remarks: list[str] = []
+    flags: list[str] = []
+    shape = None
     try:
         tags = tiff_tags.read_tags(file, _CODES) if tiff_tags.is_tiff(file) else None
     except OSError as error:
         raise BadFrame(reason(error)) from error
     statements: list[Statement] = []
+    guesses: list[Statement] = []
     if tags is not None:
-        problems += [f"{file}: tag {code} points outside the file" for code in tags.damaged]
-        if shape is None:
-            rows, columns = tags.integer(tiff_tags.IMAGE_LENGTH), tags.integer(tiff_tags.IMAGE_WIDTH)
-            shape = (rows, columns) if rows and columns else None
+        remarks += [f"{file}: tag {code} points outside the file" for code in tags.damaged]
+        rows, columns = tags.integer(tiff_tags.IMAGE_LENGTH), tags.integer(tiff_tags.IMAGE_WIDTH)
+        shape = (rows, columns) if rows and columns else None
         statements += _of_tags(tags)
+        guesses += _of_resolution(tags)
+        flags += [METADATA_DAMAGED] if tags.damaged else []
+        flags += [WHITE_IS_ZERO] if tags.integer(_PHOTOMETRIC) == 0 else []
+    elif file.suffix.lower() in _TIFF_SUFFIXES:
+        flags.append(NOT_AS_NAMED)
+        remarks.append(f"{file}: is no TIFF file, whatever its name says")
     beside, unreadable = _sidecars(file, told=any(said.pixel_um is not None for said in statements))
-    statements += beside
-    if tags is not None:
-        statements += _of_resolution(tags)
-    found = combine(statements, shape)
-    remarks, flags = [*problems, *found.remarks], list(found.flags)
-    if problems and METADATA_DAMAGED not in flags:
-        flags.append(METADATA_DAMAGED)
-    if unreadable:
-        flags.append(SIDECAR_UNREADABLE)
-        remarks += unreadable
-    if not statements and not unreadable:
-        remarks.append(
-            f"{file}: says nothing of how it was taken, and neither {file.stem}.txt (Hitachi, JEOL) nor"
-            f" {file.stem}-{file.suffix[1:] or 'tif'}.hdr (Tescan) lies beside it"
-        )
-    return replace(found, flags=tuple(flags), remarks=tuple(remarks))
+    flags += [SIDECAR_UNREADABLE] if unreadable else []
+    found = FileStatements((*statements, *beside), tuple(guesses), tuple(flags), (*remarks, *unreadable))
+    return found, shape
 
 
 def combine(statements: Sequence[Statement], shape: tuple[int, int] | None) -> Acquisition:
@@ -253,7 +329,7 @@ def _sidecars(file: Path, *, told: bool) -> tuple[list[Statement], list[str]]:
     # Microscopes write from Windows, which sees no difference between .TXT and .txt.
     for name in (n for small in usual for n in (small, f"{small[:-4]}{small[-4:].upper()}")):
         sidecar = file.with_name(name)
-        if sidecar == file or not sidecar.is_file():
+        if sidecar == file or not _is_file(sidecar):
             continue
         try:
             with sidecar.open("rb") as opened:
@@ -261,18 +337,33 @@ def _sidecars(file: Path, *, told: bool) -> tuple[list[Statement], list[str]]:
         except OSError as error:
             unreadable.append(reason(error))
             continue
-        if name.lower().endswith(".hdr"):
-            kind = vendors.tescan if b"PixelSize" in data or b"[MAIN]" in data else None
-        elif vendors.is_hitachi(data):
-            kind = vendors.hitachi
-        else:
-            kind = vendors.jeol if vendors.is_jeol(data) else None
-        if kind is None:
-            if not told:
-                unreadable.append(f"{sidecar}: is no file of a microscope (Tescan, Hitachi or JEOL)")
-            continue
-        said = kind(data, name)
-        statements.append(said)
-        if said.pixel_um is None:
-            unreadable.append(f"{sidecar}: does not give the size of a pixel")
+        said, problem = sidecar_statement(name, data, told=told)
+        statements += [said] if said is not None else []
+        unreadable += [f"{sidecar}: {problem}"] if problem else []
     return statements, unreadable
+
+
+def sidecar_statement(name: str, data: bytes, *, told: bool = False) -> tuple[Statement | None, str]:
+    """Return what a file beside an image says, None for nothing, and what is wrong with it ("" for nothing).
+
+    `told`: the image told its pixel size itself, so that a text beside it may be about anything.
+    """
+    if name.lower().endswith(".hdr"):
+        kind = vendors.tescan if b"PixelSize" in data or b"[MAIN]" in data else None
+    elif vendors.is_hitachi(data):
+        kind = vendors.hitachi
+    else:
+        kind = vendors.jeol if vendors.is_jeol(data) else None
+    if kind is None:
+        return None, "" if told else "is no file of a microscope (Tescan, Hitachi or JEOL)"
+    said = kind(data, name)
+    return said, "" if said.pixel_um is not None else "does not give the size of a pixel"
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise BadFrame(reason(error)) from error

@@ -16,6 +16,7 @@ from pipelines.micrograph import vendors
 from pipelines.micrograph.acquisition import (
     METADATA_CONFLICT,
     METADATA_DAMAGED,
+    NOT_AS_NAMED,
     OTHER_SIZE,
     PIXEL_SIZE_CONFLICT,
     PIXEL_SIZE_UNKNOWN,
@@ -301,10 +302,12 @@ def test_notes_beside_an_image_that_speaks_for_itself_are_no_fault(write: Write,
 def test_files_that_are_not_what_their_name_says(tmp_path: Path) -> None:
     with pytest.raises(BadFrame, match=r"gone\.tif: cannot be read: no such file"):
         read_acquisition(tmp_path / "gone.tif")
-    # A PNG file named .tiff has no tags; what reads its pixels will say so.
+    # A PNG file named .tiff has no tags.
     Image.fromarray(PIXELS).save(tmp_path / "img.png")
     (tmp_path / "img.png").rename(tmp_path / "img.tiff")
-    assert read_acquisition(tmp_path / "img.tiff").flags == (PIXEL_SIZE_UNKNOWN,)
+    found = read_acquisition(tmp_path / "img.tiff")
+    assert found.flags == (PIXEL_SIZE_UNKNOWN, NOT_AS_NAMED)
+    assert found.remarks == (f"{tmp_path}/img.tiff: is no TIFF file, whatever its name says",)
 
 
 @pytest.fixture(scope="module")
