@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
-import subprocess
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from offline_training.export import archive, git_revision, onnx_of
 from offline_training.laue.domain import GeometryRange, PatternRange
 from offline_training.laue.networks import Calibrated
 from pipelines.engines.bundle import MODEL, SCHEMA, SELF_TEST, Description, write_bundle
@@ -25,7 +23,6 @@ from pipelines.laue.geometry import Calibration
 from pipelines.laue.proposals import CLASSES, KIND
 from pipelines.laue.reflections import ReflectionList
 
-_OPSET = 20
 _SELF_TEST_ROWS = 16
 _SELF_TEST_TOLERANCE = 1e-3
 
@@ -80,28 +77,6 @@ def domain_of(
     }
 
 
-def onnx_of(network: nn.Module, width: int) -> bytes:
-    """Return the network as ONNX, (batch, width) to (batch, classes), the batch being free."""
-    example = torch.zeros(2, width)
-    batch = torch.export.Dim("batch", min=1)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        # The exporter warns of its own internals.
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            network,
-            (example,),
-            dynamo=True,
-            opset_version=_OPSET,
-            input_names=["features"],
-            output_names=["probability"],
-            dynamic_shapes={"features": {0: batch}},
-            verbose=False,
-        )
-    assert program is not None
-    return bytes(program.model_proto.SerializeToString())
-
-
 def export_bundle(
     folder: Path,
     network: nn.Module,
@@ -132,10 +107,8 @@ def export_bundle(
     x = np.ascontiguousarray(examples[:_SELF_TEST_ROWS])
     with torch.no_grad():
         expected = model(torch.from_numpy(x)).numpy()
-    test, names = io.BytesIO(), io.BytesIO()
-    np.savez(
-        test, input=x.astype(np.float16 if np.all(x == x.astype(np.float16)) else np.float32), output=expected
-    )
+    short = x.astype(np.float16 if np.all(x == x.astype(np.float16)) else np.float32)
+    names = io.BytesIO()
     classes.save(names)
     material = domain["material"]
     description = Description(
@@ -156,28 +129,8 @@ def export_bundle(
         command=command,
     )
     files = {
-        MODEL: onnx_of(model, spec.width),
-        SELF_TEST: test.getvalue(),
+        MODEL: onnx_of(model, {"features": torch.zeros(2, spec.width)}, ("probability",)),
+        SELF_TEST: archive({"input": short, "output": expected}),
         CLASSES: names.getvalue(),
     }
     write_bundle(folder, description, files)
-
-
-def git_revision() -> str:
-    """Return the revision of the code this file belongs to, "-dirty" when code was changed since."""
-    here = Path(__file__).resolve().parent
-
-    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False
-        )
-
-    try:
-        revision = git("describe", "--always", "--exclude=*").stdout.strip()
-        # Code alone: training writes bundles, which may lie in the same checkout.
-        changed = git("status", "--porcelain", "--", ":/*.py").stdout.strip()
-    except OSError:
-        return "unknown (no git)"
-    if not revision:
-        return "unknown (not a git checkout)"
-    return f"{revision}-dirty" if changed else revision

@@ -69,16 +69,26 @@ def shown(model: VqVae, codes: IntArray) -> ByteImage:
     return np.clip(np.rint(greys), 0.0, 255.0).astype(np.uint8)
 
 
-def vqvae_figures(model: VqVae, patches: ByteImage) -> VqFigures:
-    """Measure a VQ-VAE on patches (n, rows, columns) of sources that it was not trained on."""
-    codes = codes_of(model, patches)
-    counts = torch.from_numpy(np.bincount(codes.ravel(), minlength=model.sizes.codes))
-    bits = math.log2(model.sizes.codes)
+def vqvae_figures(patches: ByteImage, codes: IntArray, seen: ByteImage, n_codes: int) -> VqFigures:
+    """Measure a VQ-VAE on patches of sources that it was not trained on.
+
+    Parameters
+    ----------
+    patches : (n, rows, columns) uint8
+    codes : (n, rows/8, columns/8) int64
+        Of the patches.
+    seen : (n, rows, columns) uint8
+        The patches as their codes show them.
+    n_codes : int
+        Of the codebook.
+    """
+    counts = torch.from_numpy(np.bincount(codes.ravel(), minlength=n_codes))
+    bits = math.log2(n_codes)
     pooling = [psnr_dB(patches, pooled(patches, PIXELS_PER_CODE, bits, order)) for order in range(4)]
     flat = np.broadcast_to(patches.mean((1, 2), keepdims=True), patches.shape)
     return VqFigures(
         patches=len(patches),
-        psnr_dB=psnr_dB(patches, shown(model, codes)),
+        psnr_dB=psnr_dB(patches, seen),
         pooling_psnr_dB=max(pooling),
         mean_psnr_dB=psnr_dB(patches, flat),
         codes_alive=codes_alive(counts),

@@ -20,6 +20,9 @@ from offline_training.micrograph.recipes import Kind, Recipe
 from offline_training.micrograph.vae import Vae, VaeSizes, warmed_up
 from offline_training.micrograph.vqvae import VqSizes, VqVae, to_pixels
 
+ByteImage = npt.NDArray[np.uint8]
+IntArray = npt.NDArray[np.int64]
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -39,6 +42,25 @@ class TrainingSettings:
     steps: int = 2000
     seed: int = 0
     budget_s: float = math.inf
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What makes codes of patches.
+
+    Attributes
+    ----------
+    of : callable
+        From (n, rows, columns) uint8 to (n, rows/8, columns/8) int64.
+    codes : int
+        Of the codebook.
+    digest : str
+        Sha256 of what makes them: it binds a PixelCNN to it.
+    """
+
+    of: Callable[[ByteImage], IntArray]
+    codes: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -121,25 +143,25 @@ def train_vae(
 
 
 def train_pixelcnn(
-    vqvae: VqVae,
+    encoding: Encoding,
     crops: CropDraw,
     conditions: npt.NDArray[np.float32] | npt.NDArray[np.int64] | None,
     settings: TrainingSettings,
     checkpoint: Path,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> tuple[PixelCnn, Trained]:
-    """Train a PixelCNN on the codes of crops; the VQ-VAE stays as it is.
+    """Train a PixelCNN on the codes of crops; what makes the codes stays as it is.
 
     Parameters
     ----------
-    vqvae : VqVae
+    encoding : Encoding
     crops : CropDraw
     conditions : (images, scalars) float32 or (images,) int64 array, or None
         Of each image: numbers, or a class from 0.
     settings : TrainingSettings
         With a recipe of kind "pixelcnn".
     checkpoint : Path
-        Refused for another VQ-VAE: its codes mean something else.
+        Refused for another encoding: its codes mean something else.
     report : callable
         Figures: bits_per_code.
 
@@ -156,7 +178,7 @@ def train_pixelcnn(
     torch.manual_seed(settings.seed)
     network = PixelCnn(
         PixelSizes(
-            codes=vqvae.sizes.codes,
+            codes=encoding.codes,
             width=recipe.whole("width"),
             layers=recipe.whole("layers"),
             head=recipe.whole("head"),
@@ -167,26 +189,25 @@ def train_pixelcnn(
     known = None if conditions is None else torch.from_numpy(np.ascontiguousarray(conditions))
     if known is not None and numbers:
         network.standardise(known)
-    vqvae.eval()
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         greys, images = crops.batch(step, recipe.whole("batch"))
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with torch.autocast("cpu", enabled=False):
             # Full precision: half a code off is another code.
-            codes = vqvae.encode(to_pixels(torch.from_numpy(greys)))
+            codes = torch.from_numpy(encoding.of(greys))
         given = None if known is None else known[torch.from_numpy(images)]
         bits = network.bits_per_code(codes, given).mean()
         return bits, {"bits_per_code": float(bits.detach())}
 
     digest = hashlib.sha256(crops.fingerprint.encode())
-    digest.update(weights_digest(vqvae).encode())
+    digest.update(encoding.digest.encode())
     if conditions is not None:
         digest.update(np.ascontiguousarray(conditions).tobytes())
     return network, _fit(network, loss_of, settings, checkpoint, digest.hexdigest(), report)
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Return a sha256 of all weights and buffers: it binds a PixelCNN to its VQ-VAE."""
+    """Return a sha256 of all weights and buffers."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())

@@ -196,6 +196,19 @@ class Vae(nn.Module):
             raise ValueError(f"patches of shape {tuple(x.shape)}: expected (n, 1, {side}, {side})")
 
 
+class MeanReader(nn.Module):
+    """What a bundle exports: 8-bit greys as float32 in, fingerprints out."""
+
+    def __init__(self, model: Vae) -> None:
+        super().__init__()
+        self.layers, self.mean = model.encoder.layers, model.encoder.mean
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return means (n, latent) of greys (n, 1, patch_px, patch_px) from 0 to 255."""
+        out: torch.Tensor = self.mean(self.layers(image / 127.5 - 1.0))
+        return out
+
+
 def gaussian_kl(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
     """Return KL(N(mean, variance) ‖ N(0, 1)) in nats of each number (Kingma & Welling, appendix B)."""
     return 0.5 * (mean**2 + log_variance.exp() - 1.0 - log_variance)

@@ -329,19 +329,31 @@ class VqVae(nn.Module):
 
 
 class CodeReader(nn.Module):
-    """What a bundle exports: 8-bit greys as float32 in; codes and the encoder's vectors out."""
+    """What a bundle exports: 8-bit greys as float32 in; codes and the mean of the encoder's vectors out."""
 
     def __init__(self, model: VqVae) -> None:
         super().__init__()
         self.encoder, self.codebook = model.encoder, model.codebook
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return codes and vectors of greys (n, 1, rows, columns) from 0 to 255.
+        """Return codes and mean vector of greys (n, 1, rows, columns) from 0 to 255.
 
-        Codes are (n, rows/8, columns/8) int32, vectors (n, width, rows/8, columns/8).
+        Codes are (n, rows/8, columns/8) int32, mean vectors (n, width).
         """
         z = self.encoder(image / 127.5 - 1.0)
-        return self.codebook.nearest(z).to(torch.int32), z
+        return self.codebook.nearest(z).to(torch.int32), z.mean((2, 3))
+
+
+class CodeShower(nn.Module):
+    """What a bundle exports, the other way: codes in, greys as float32 out."""
+
+    def __init__(self, model: VqVae) -> None:
+        super().__init__()
+        self.codebook, self.decoder = model.codebook, model.decoder
+
+    def forward(self, codes: torch.Tensor) -> torch.Tensor:
+        """Return greys (n, 1, 8 rows, 8 columns) from 0 to 255 of codes (n, rows, columns) int32."""
+        return (self.decoder(self.codebook.look_up(codes)) + 1.0) * 127.5
 
 
 def to_pixels(greys: torch.Tensor) -> torch.Tensor:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-import warnings
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is absent: pip install 'grainwatch[training]'")
 
-from offline_training.micrograph.pixelcnn import LikelihoodReader, PixelCnn, PixelSizes  # noqa: E402
+from offline_training.micrograph.pixelcnn import PixelCnn, PixelSizes  # noqa: E402
 from offline_training.micrograph.sampling import CodeSampler  # noqa: E402
 
 
@@ -212,40 +210,3 @@ def test_it_learns_what_the_condition_says() -> None:
     # A row costs one bit, or the first row six: 1/6 bit for each code at best.
     assert loss.item() < 0.3
     assert float((right > wrong).float().mean()) > 0.9
-
-
-@pytest.mark.parametrize(
-    ("changes", "condition"),
-    [({}, torch.tensor([[0.2], [1.5], [-2.0]])), ({"scalars": 0, "classes": 3}, torch.tensor([0, 2, 1]))],
-)
-def test_the_likelihood_runs_elsewhere_and_is_the_same(
-    changes: dict[str, int], condition: torch.Tensor
-) -> None:
-    pytest.importorskip("onnxscript", reason="onnxscript is absent: pip install 'grainwatch[training]'")
-    runtime = pytest.importorskip("onnxruntime")
-    network = _wild(_made(**changes))
-    if network.sizes.scalars:
-        network.standardise(torch.tensor([[0.0], [1.0], [4.0]]))
-    codes = torch.randint(12, (3, 6, 5))
-    batch = torch.export.Dim("batch", min=1)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of its own internals
-        program = torch.onnx.export(
-            LikelihoodReader(network).eval(),
-            (codes[:2].int(), condition[:2]),
-            dynamo=True,
-            opset_version=20,
-            input_names=["codes", "condition"],
-            output_names=["log_likelihood"],
-            dynamic_shapes={"codes": {0: batch}, "condition": {0: batch}},
-            verbose=False,
-        )
-    assert program is not None
-    session = runtime.InferenceSession(
-        program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    (found,) = session.run(None, {"codes": codes.int().numpy(), "condition": condition.numpy()})
-    with torch.no_grad():
-        expected = network.log_likelihood(codes, condition).numpy()
-    np.testing.assert_allclose(found, expected, rtol=1e-4)

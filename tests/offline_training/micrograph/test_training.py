@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from offline_training.micrograph import figures  # noqa: E402
 from offline_training.micrograph.crops import CropDraw, side_by_side  # noqa: E402
 from offline_training.micrograph.recipes import Kind, recipe_of  # noqa: E402
 from offline_training.micrograph.training import (  # noqa: E402
+    Encoding,
     TrainingSettings,
     train_pixelcnn,
     train_vae,
@@ -45,6 +46,10 @@ def _rates() -> np.ndarray:
 
 def _settings(kind: Kind, steps: int, *given: str, name: str = "", **changes: float) -> TrainingSettings:
     return TrainingSettings(recipe_of(kind, name, given), steps, **changes)  # type: ignore[arg-type]
+
+
+def _encoding(model: VqVae) -> Encoding:
+    return Encoding(partial(figures.codes_of, model), model.sizes.codes, weights_digest(model))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +81,12 @@ def test_a_pixelcnn_learns_the_codes_and_leaves_the_vqvae_alone(tmp_path: Path, 
     before = weights_digest(vqvae)
     seen: list[Progress] = []
     network, _ = train_pixelcnn(
-        vqvae, _crops(), _rates(), _settings("pixelcnn", 40, *PIXEL), tmp_path / "c.pt", seen.append
+        _encoding(vqvae),
+        _crops(),
+        _rates(),
+        _settings("pixelcnn", 40, *PIXEL),
+        tmp_path / "c.pt",
+        seen.append,
     )
     assert seen[0].figures["bits_per_code"] == pytest.approx(5.0, abs=0.4)
     assert seen[-1].loss < 4.7
@@ -84,18 +94,20 @@ def test_a_pixelcnn_learns_the_codes_and_leaves_the_vqvae_alone(tmp_path: Path, 
     assert float(network.mean) == pytest.approx(float(_rates().mean()), rel=1e-5)
     other = train_vqvae(_crops(), _settings("vqvae", 1, *VQ), tmp_path / "other.pt")[0]
     with pytest.raises(TrainingError, match=r"of another training \(data differ\)"):
-        train_pixelcnn(other, _crops(), _rates(), _settings("pixelcnn", 40, *PIXEL), tmp_path / "c.pt")
+        train_pixelcnn(
+            _encoding(other), _crops(), _rates(), _settings("pixelcnn", 40, *PIXEL), tmp_path / "c.pt"
+        )
 
 
 def test_a_pixelcnn_takes_classes_or_nothing_for_conditions(tmp_path: Path, vqvae: VqVae) -> None:
     settings = _settings("pixelcnn", 1, *PIXEL)
     classes = np.arange(12) % 3
-    network, _ = train_pixelcnn(vqvae, _crops(), classes, settings, tmp_path / "a.pt")
+    network, _ = train_pixelcnn(_encoding(vqvae), _crops(), classes, settings, tmp_path / "a.pt")
     assert (network.sizes.classes, network.sizes.scalars) == (3, 0)
-    network, _ = train_pixelcnn(vqvae, _crops(), None, settings, tmp_path / "b.pt")
+    network, _ = train_pixelcnn(_encoding(vqvae), _crops(), None, settings, tmp_path / "b.pt")
     assert (network.sizes.classes, network.sizes.scalars) == (0, 0)
     with pytest.raises(ValueError, match="conditions: expected 12, one an image, got 11"):
-        train_pixelcnn(vqvae, _crops(), classes[:11], settings, tmp_path / "d.pt")
+        train_pixelcnn(_encoding(vqvae), _crops(), classes[:11], settings, tmp_path / "d.pt")
 
 
 def test_an_interrupted_training_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
@@ -177,11 +189,11 @@ def test_a_recipe_of_another_kind_is_refused(tmp_path: Path) -> None:
 def test_figures_stand_beside_their_baselines(tmp_path: Path, vqvae: VqVae) -> None:
     held_out = [s.image for s in MicrographSimulator(shape=(64, 64), seed=1).samples(0, 4)]
     patches, of = side_by_side(held_out, 32)
-    found = figures.vqvae_figures(vqvae, patches)
+    codes = figures.codes_of(vqvae, patches)
+    found = figures.vqvae_figures(patches, codes, figures.shown(vqvae, codes), 32)
     assert found.patches == 16
     assert found.mean_psnr_dB < found.pooling_psnr_dB
     assert 1.0 < found.perplexity <= found.codes_alive <= 32
-    codes = figures.codes_of(vqvae, patches)
     with torch.no_grad():
         error = float(
             (vqvae(to_pixels(torch.from_numpy(patches))) - to_pixels(torch.from_numpy(patches)))
@@ -192,7 +204,7 @@ def test_figures_stand_beside_their_baselines(tmp_path: Path, vqvae: VqVae) -> N
     assert found.psnr_dB == pytest.approx(10 * math.log10(4 / error), abs=0.05)
     assert found.codes_alive == len(np.unique(codes))
     network, _ = train_pixelcnn(
-        vqvae, _crops(), _rates(), _settings("pixelcnn", 1, *PIXEL), tmp_path / "c.pt"
+        _encoding(vqvae), _crops(), _rates(), _settings("pixelcnn", 1, *PIXEL), tmp_path / "c.pt"
     )
     conditions = torch.from_numpy(_rates()[:4][of])
     training = figures.codes_of(vqvae, side_by_side(_crops().images, 32)[0])

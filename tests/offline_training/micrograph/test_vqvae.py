@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
 
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ torch = pytest.importorskip("torch", reason="torch is absent: pip install 'grain
 
 from offline_training.micrograph.vqvae import (  # noqa: E402
     Codebook,
-    CodeReader,
     VqSizes,
     VqVae,
     codes_alive,
@@ -209,40 +206,3 @@ def test_what_cannot_be_is_refused(wrong: dict[str, float], message: str) -> Non
         Codebook(8, 2, **wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="2 codes or more"):
         VqSizes(codes=1)
-
-
-def test_the_encoder_runs_elsewhere_and_gives_the_same_codes() -> None:
-    pytest.importorskip("onnxscript", reason="onnxscript is absent: pip install 'grainwatch[training]'")
-    runtime = pytest.importorskip("onnxruntime")
-    torch.manual_seed(0)
-    model = VqVae(SMALL)
-    model.loss(_images(8, 64, 64))
-    reader = CodeReader(model).eval()
-    batch = torch.export.Dim("batch", min=1)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of its own internals
-        program = torch.onnx.export(
-            reader,
-            (torch.zeros(2, 1, 64, 64),),
-            dynamo=True,
-            opset_version=20,
-            input_names=["image"],
-            output_names=["codes", "vectors"],
-            dynamic_shapes={"image": {0: batch}},
-            verbose=False,
-        )
-    assert program is not None
-    session = runtime.InferenceSession(
-        program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    greys = np.random.default_rng(4).integers(0, 256, (5, 1, 64, 64)).astype(np.float32)
-    codes, vectors = session.run(None, {"image": greys})
-    assert codes.dtype == np.int32
-    with torch.no_grad():
-        expected, z = reader(torch.from_numpy(greys))
-        torch.testing.assert_close(
-            model.eval().encode(to_pixels(torch.from_numpy(greys[:, 0]))).int(), expected
-        )
-    np.testing.assert_array_equal(codes, expected.numpy())
-    np.testing.assert_allclose(vectors, z.numpy(), atol=1e-4)
