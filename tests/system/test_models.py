@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -195,7 +192,7 @@ def test_swaps_under_a_reload_and_a_dying_worker(lab: Lab) -> None:
         lab.feed(20)
         lab.ask("activate", "first", version)
         lab.feed(5)
-        os.kill(lab.daemon.workers()[0], signal.SIGKILL)
+        lab.daemon.kill_worker()
         lab.feed(5)
         subprocess.run(
             [sys.executable, "-m", "grainwatch", "reload", str(lab.daemon.config_path)],
@@ -215,12 +212,10 @@ def test_a_worker_that_starts_again_takes_the_same_version_or_none(lab: Lab) -> 
     lab.all_done()
     shutil.rmtree(lab.folder / "first")
     lab.bundle("first", 1, sleep_s=0.001)
-    os.kill(lab.daemon.workers()[0], signal.SIGKILL)
+    lab.daemon.kill_worker()
     eventually(lambda: "is another bundle than the daemon took" in lab.log(), LONG_S)
     lab.feed(5)
-    lab.sha256["first", 1] = json.loads(lab.daemon.results_path.read_text().splitlines()[1])["model"].split(
-        "+"
-    )[0]
+    lab.sha256["first", 1] = lab.daemon.events("result")[0]["model"].split("+")[0]
     assert versions(lab.all_done()) == [("101", "101")]
 
 
@@ -289,6 +284,6 @@ def test_a_slow_model_in_the_shadow_is_passed_over_and_holds_up_nobody(lab: Lab)
     begin = time.monotonic()
     lab.feed(100)
     lab.all_done()
-    assert time.monotonic() - begin < 20.0
+    assert time.monotonic() - begin < 60.0  # and not 100 times 5 s
     assert lab.models()["in_shadow"]["first"]["passed_over"] > 50
     assert lab.daemon.stop() == 0

@@ -11,19 +11,17 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import fabio.tifimage
 import numpy as np
 import pytest
-from testkit.process import DaemonProcess, environment, eventually
+from testkit.process import LONG_S, DaemonProcess, environment, eventually
 from testkit.service_manager import ServiceManager
 
 from pipelines.results_files import ResultsFile, results_files
 
 pytestmark = pytest.mark.system
 
-LONG_S = 60.0
 RELOADS = 20
 
 
@@ -250,7 +248,7 @@ def stop_in_a_reload(daemon: DaemonProcess) -> None:
     eventually(lambda: len(daemon.workers()) == len(workers) + 2, LONG_S)
     begin = time.monotonic()
     assert daemon.stop(LONG_S) == 0
-    assert time.monotonic() - begin < 20.0
+    assert time.monotonic() - begin < 40.0  # they get warm for 60 s
     assert "reload refused: " in daemon.log_path.read_text()
 
 
@@ -263,12 +261,10 @@ def test_signals_in_a_burst_are_few_reloads_and_the_last_file_counts(daemon: Dae
         daemon.process.send_signal(signal.SIGHUP)
         time.sleep(0.01)
 
-    def settled() -> Any:
-        said = daemon.log_path.read_text()
-        return said.count("reloaded in") == said.count(" INFO reloading") and "reloaded in" in said
-
-    eventually(settled, LONG_S)
+    last = hash_of(daemon.config_path.read_text())
+    # What was asked meanwhile follows; the last one reads the last file.
+    eventually(lambda: f"configuration {last[:8]}" in daemon.log_path.read_text(), LONG_S)
     daemon.feed(["start", "1/a", 1], ["image", "1/a", 0, 0], ["end", "1/a"])
     (result,) = eventually(lambda: daemon.events("result"), LONG_S)
-    assert result["config_hash"] == hash_of(daemon.config_path.read_text())
+    assert result["config_hash"] == last
     assert daemon.log_path.read_text().count("reloaded in") < 10

@@ -8,9 +8,7 @@ from typing import Any
 from daemon.models.registry import Registry
 from grainwatch.commands.status import ask
 from testkit.model_pipeline import make_bundle
-from testkit.process import DaemonProcess, eventually
-
-LONG_S = 60.0
+from testkit.process import LONG_S, DaemonProcess, eventually
 
 
 class Lab:

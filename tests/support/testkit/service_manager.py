@@ -58,10 +58,12 @@ class ServiceManager:
         return [name for m in list(self.messages) for name in names if m.fields.get(name) == "1"]
 
     def _listen(self) -> None:
-        while not self._over:
+        while True:
             try:
                 data = self._socket.recv(65536)
             except TimeoutError:
+                if self._over:  # and all that came has been read
+                    return
                 continue
             lines = data.decode().splitlines()
             fields = dict(line.split("=", 1) for line in lines)
