@@ -1,0 +1,387 @@
+"""What a bundle of kind "micrograph-vqvae" or "micrograph-vae" holds beside its networks.
+
+======================  ==================================================================================
+network                 takes and gives
+======================  ==================================================================================
+model.onnx, "-vqvae"    image (batch, 1, P, P) float32 from 0 to 255 -> codes (batch, P/8, P/8) int32, latent
+                        (batch, D) float32, the mean of the encoder's vectors over the patch
+model.onnx, "-vae"      image -> mu (batch, L) float32
+"vae", further          the same, beside a VQ-VAE
+"prior", further        codes, condition (batch, S) float32 or (batch,) int64 -> log_likelihood (batch,) nats
+======================  ==================================================================================
+
+``preparation``, ``domain`` and ``decision`` of ``bundle.json`` are `BundlePreparation`, `Domain` and
+`Decision`; arrays lie in ``reference.npz``. Training makes all of them: `describe` and `pack` write what
+`read_parts` reads.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final
+from zipfile import BadZipFile
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.engines.bundle import DESCRIPTION, Bundle, BundleError
+from pipelines.micrograph.acquisition import Acquisition
+from pipelines.micrograph.image_statistics import STATISTICS
+from pipelines.micrograph.morphology import Phase
+from pipelines.micrograph.novelty import LatentSpace, NoveltyReference
+from pipelines.micrograph.posterior import PosteriorReference
+from pipelines.micrograph.preparation import PreparationParameters
+
+VQVAE: Final = "micrograph-vqvae"
+VAE: Final = "micrograph-vae"
+KINDS: Final = (VQVAE, VAE)
+PRIOR: Final = "prior"
+FURTHER_VAE: Final = "vae"
+REFERENCE: Final = "reference.npz"
+PIXELS_PER_CODE: Final = 8
+
+ALARM_COMPONENTS: Final = (*STATISTICS, "fraction", "latent_distance")
+"""What the drift alarm follows, where a model gives the last one: see `pipelines.micrograph.stream_watch`."""
+
+AnyArray = npt.NDArray[Any]
+Arrays = dict[str, AnyArray]
+
+_TRUE_NUMBERS: Final = "biuf"
+
+
+class Domain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the images were like that a model was trained on.
+
+    Attributes
+    ----------
+    pixel_size_um : (float, float), optional
+        Smallest and largest; None where it was not known.
+    voltage_kV : (float, float), optional
+    detectors : tuple of str
+        Names as the microscopes write them; empty for any.
+    smallest_px : int
+        Rows and columns, data bar left out, that an image must have.
+    about : str
+        What they show: for people.
+    """
+
+    pixel_size_um: tuple[float, float] | None = None
+    voltage_kV: tuple[float, float] | None = None
+    detectors: tuple[str, ...] = ()
+    smallest_px: int = 1
+    about: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("pixel_size_um", "voltage_kV"):
+            interval = getattr(self, name)
+            if interval is not None and not 0.0 < interval[0] <= interval[1] < np.inf:
+                raise ValueError(f"{name}: expected two rising numbers above 0, got {list(interval)}")
+
+    def mismatch(self, acquisition: Acquisition, shape: tuple[int, int]) -> tuple[str, ...]:
+        """Return what lies outside, in words; what nobody knows of an image cannot."""
+        problems = []
+        for name in ("pixel_size_um", "voltage_kV"):
+            value, interval = getattr(acquisition, name), getattr(self, name)
+            if value is None or interval is None:
+                continue
+            low, high = interval
+            if not low * (1.0 - 1e-6) <= value <= high * (1.0 + 1e-6):
+                problems.append(f"{name} {value:g} is outside {low:g} to {high:g}")
+        known = {detector.casefold() for detector in self.detectors}
+        if acquisition.detector and known and acquisition.detector.casefold() not in known:
+            problems.append(f"detector {acquisition.detector} is not one of {', '.join(self.detectors)}")
+        if min(shape) < self.smallest_px:
+            problems.append(f"{shape[0]} x {shape[1]} pixels are fewer than {self.smallest_px} a side")
+        return tuple(problems)
+
+
+class BundlePreparation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How images are prepared, and which phase is measured.
+
+    Attributes
+    ----------
+    parameters : PreparationParameters
+        With the reference histogram.
+    phase : str
+        "bright" or "dark".
+    """
+
+    parameters: PreparationParameters
+    phase: Phase = "bright"
+
+
+class NoveltyDecision(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The attributes of `NoveltyReference` of these names."""
+
+    level: float
+    neighbours: int
+    by_source: bool
+
+
+class PosteriorDecision(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The attributes of `PosteriorReference` of these names."""
+
+    quantity: str
+    candidates: tuple[str, ...]
+    values: tuple[float, ...]
+    sharpness: float
+    correlation: float
+    level: float
+
+
+class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is read from the networks' outputs.
+
+    Attributes
+    ----------
+    codebook : int
+        Entries; 0 for a VAE.
+    novelty, posterior : optional
+        None where the bundle cannot judge that.
+    alarm : tuple of str
+        Components of the drift alarm's learnt start; empty for none.
+    """
+
+    codebook: int = 0
+    novelty: NoveltyDecision | None = None
+    posterior: PosteriorDecision | None = None
+    alarm: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class BundleParts:
+    """All of it.
+
+    Attributes
+    ----------
+    preparation : BundlePreparation
+    domain : Domain
+    codebook : int
+        0 for a VAE.
+    novelty : NoveltyReference or None
+    posterior : PosteriorReference or None
+    alarm_names : tuple of str
+        Some of `ALARM_COMPONENTS`.
+    alarm_values : (n, components) float64
+        Of images as they should be, in no order: what the drift alarm begins with.
+    """
+
+    preparation: BundlePreparation
+    domain: Domain
+    codebook: int = 0
+    novelty: NoveltyReference | None = None
+    posterior: PosteriorReference | None = None
+    alarm_names: tuple[str, ...] = ()
+    alarm_values: npt.NDArray[np.float64] | None = None
+
+
+def describe(parts: BundleParts) -> dict[str, dict[str, Any]]:
+    """Return `preparation`, `domain` and `decision` for a bundle's `Description`, by these names."""
+    novelty, posterior = parts.novelty, parts.posterior
+    decision = Decision(
+        codebook=parts.codebook,
+        novelty=None
+        if novelty is None
+        else NoveltyDecision(level=novelty.level, neighbours=novelty.neighbours, by_source=novelty.by_source),
+        posterior=None
+        if posterior is None
+        else PosteriorDecision(
+            quantity=posterior.quantity,
+            candidates=posterior.candidates,
+            values=posterior.values,
+            sharpness=posterior.sharpness,
+            correlation=posterior.correlation,
+            level=posterior.level,
+        ),
+        alarm=parts.alarm_names,
+    )
+    return {
+        "preparation": msgspec.to_builtins(parts.preparation),
+        "domain": msgspec.to_builtins(parts.domain),
+        "decision": msgspec.to_builtins(decision),
+    }
+
+
+def pack(parts: BundleParts) -> dict[str, bytes]:
+    """Return the further files of a bundle, by name: its ``reference.npz``."""
+    arrays: Arrays = {}
+    if parts.novelty is not None:
+        arrays |= _novelty_arrays(parts.novelty)
+    if parts.posterior is not None:
+        arrays |= _posterior_arrays(parts.posterior)
+    if parts.alarm_values is not None:
+        arrays["alarm"] = np.asarray(parts.alarm_values, dtype=np.float64)
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, **arrays)
+    return {REFERENCE: content.getvalue()}
+
+
+def read_parts(bundle: Bundle) -> BundleParts:
+    """Read what `describe` and `pack` wrote.
+
+    Raises
+    ------
+    BundleError
+        If the bundle is of another kind, or something is missing, unknown, or does not fit together.
+    """
+    described = bundle.description
+    if described.kind not in KINDS:
+        raise BundleError(
+            f"{bundle.folder}: is a bundle of kind {described.kind!r}, expected {' or '.join(KINDS)}"
+        )
+    try:
+        preparation = _preparation(described.preparation)
+        domain = msgspec.convert(described.domain, Domain)
+        decision = msgspec.convert(described.decision, Decision)
+        if (decision.codebook > 0) != (described.kind == VQVAE):
+            raise ValueError(f"decision.codebook is {decision.codebook} in a bundle of kind {described.kind}")
+        if unknown := [name for name in decision.alarm if name not in ALARM_COMPONENTS]:
+            raise ValueError(f"decision.alarm: this version does not know {', '.join(unknown)}")
+    except (msgspec.ValidationError, ValueError) as error:
+        raise BundleError(f"{bundle.folder / DESCRIPTION}: {error}") from error
+    where = bundle.path(REFERENCE)
+    try:
+        with np.load(io.BytesIO(bundle.file(REFERENCE)), allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        return BundleParts(
+            preparation,
+            domain,
+            decision.codebook,
+            None if decision.novelty is None else _novelty(arrays, decision),
+            None if decision.posterior is None else _posterior(arrays, decision.posterior),
+            decision.alarm,
+            _shaped(arrays, "alarm", (-1, len(decision.alarm))) if decision.alarm else None,
+        )
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+        raise BundleError(f"{where}: {error}; make the bundle again") from error
+
+
+def _preparation(stated: Mapping[str, Any]) -> BundlePreparation:
+    inner = stated.get("parameters")
+    # Of a later version: without it images would be prepared otherwise.
+    known = {each.name for each in fields(PreparationParameters)}
+    if isinstance(inner, Mapping) and (surplus := inner.keys() - known):
+        raise ValueError(f"preparation: this version does not know {', '.join(sorted(surplus))}")
+    return msgspec.convert(stated, BundlePreparation)
+
+
+def _novelty_arrays(reference: NoveltyReference) -> Arrays:
+    arrays: Arrays = {
+        "latent_mean": reference.space.mean,
+        "latent_whitening": reference.space.whitening,
+        "latent_reference": reference.reference.astype(np.float32),
+        "held_out_source": reference.sources,
+        **_ragged("held_out_distance", [d.astype(np.float32) for d in reference.distances]),
+    }
+    if reference.histogram is not None and reference.codes is not None:
+        arrays["code_histogram"] = reference.histogram
+        arrays |= _ragged("held_out_codes", reference.codes)
+    if reference.log_likelihood is not None:
+        arrays |= _ragged("held_out_bits", [t.astype(np.float32) for t in reference.log_likelihood])
+    return arrays
+
+
+def _novelty(arrays: Mapping[str, AnyArray], decision: Decision) -> NoveltyReference:
+    assert decision.novelty is not None
+    whitening = _shaped(arrays, "latent_whitening", (-1, -1))
+    size, kept = whitening.shape
+    distances = _unpacked(arrays, "held_out_distance", ())
+    histogram = codes = likelihood = None
+    if decision.codebook:
+        histogram = _shaped(arrays, "code_histogram", (decision.codebook,))
+        maps = arrays["held_out_codes"].shape[1:]
+        if len(maps) != 2:
+            raise ValueError(f"held_out_codes: expected maps, got the shape {maps}")
+        codes = _unpacked(arrays, "held_out_codes", maps, np.uint16)
+        if any(int(c.max(initial=0)) >= decision.codebook for c in codes):
+            raise ValueError(f"held_out_codes: there are codes from {decision.codebook}")
+        if "held_out_bits" in arrays:
+            likelihood = _unpacked(arrays, "held_out_bits", arrays["held_out_bits"].shape[1:])
+    return NoveltyReference(
+        LatentSpace(_shaped(arrays, "latent_mean", (size,)), whitening),
+        _shaped(arrays, "latent_reference", (-1, kept)).astype(np.float32),
+        histogram,
+        distances,
+        codes,
+        likelihood,
+        _sources(arrays, "held_out_source", len(distances)),
+        decision.novelty.by_source,
+        decision.novelty.level,
+        decision.novelty.neighbours,
+    )
+
+
+def _posterior_arrays(reference: PosteriorReference) -> Arrays:
+    return {
+        "candidate_input": reference.inputs,
+        "posterior_source": reference.sources,
+        **_ragged("posterior_log_likelihood", [t.astype(np.float32) for t in reference.log_likelihood]),
+    }
+
+
+def _posterior(arrays: Mapping[str, AnyArray], decision: PosteriorDecision) -> PosteriorReference:
+    count = len(decision.candidates)
+    if count < 2 or len(decision.values) not in (0, count):
+        raise ValueError(f"decision.posterior: {count} candidates and {len(decision.values)} values")
+    inputs = arrays["candidate_input"]
+    if inputs.dtype not in (np.float32, np.int64) or inputs.ndim not in (1, 2) or len(inputs) != count:
+        raise ValueError(
+            f"candidate_input: {inputs.dtype} of the shape {inputs.shape} for {count} candidates"
+        )
+    tables = _unpacked(arrays, "posterior_log_likelihood", (count,))
+    return PosteriorReference(
+        decision.quantity,
+        decision.candidates,
+        inputs,
+        decision.values,
+        decision.sharpness,
+        decision.correlation,
+        tables,
+        _sources(arrays, "posterior_source", len(tables)),
+        decision.level,
+    )
+
+
+def _ragged(name: str, parts: Sequence[AnyArray]) -> Arrays:
+    """Return arrays of unequal length as one, and how long each is."""
+    return {
+        name: np.concatenate(parts),
+        f"{name}_count": np.array([len(part) for part in parts], dtype=np.int64),
+    }
+
+
+def _unpacked(
+    arrays: Mapping[str, AnyArray], name: str, rest: Sequence[int], dtype: npt.DTypeLike = np.float64
+) -> tuple[AnyArray, ...]:
+    table = _shaped(arrays, name, (-1, *rest), dtype)
+    counts = arrays[f"{name}_count"]
+    if counts.ndim != 1 or counts.dtype.kind not in "iu" or len(counts) == 0 or int(counts.min()) < 1:
+        raise ValueError(f"{name}_count: expected whole numbers from 1")
+    if int(counts.sum()) != len(table):
+        raise ValueError(f"{name}: has {len(table)} rows, {name}_count says {int(counts.sum())}")
+    return tuple(np.split(table, np.cumsum(counts)[:-1]))
+
+
+def _shaped(
+    arrays: Mapping[str, AnyArray], name: str, shape: Sequence[int], dtype: npt.DTypeLike = np.float64
+) -> AnyArray:
+    """Return an array of finite numbers, converted; −1 stands for any length from 1."""
+    array = arrays[name]
+    fits = array.ndim == len(shape) and all(
+        has == wanted or (wanted == -1 and has > 0) for has, wanted in zip(array.shape, shape, strict=True)
+    )
+    if not fits or array.dtype.kind not in _TRUE_NUMBERS or not np.isfinite(array).all():
+        wanted = ", ".join("any" if n == -1 else str(n) for n in shape)
+        raise ValueError(f"{name}: expected finite numbers of the shape ({wanted}), got {array.shape}")
+    return array.astype(dtype)
+
+
+def _sources(arrays: Mapping[str, AnyArray], name: str, count: int) -> npt.NDArray[np.int64]:
+    sources = _shaped(arrays, name, (count,), np.int64)
+    if int(sources.min()) < 0 or int(sources.max()) >= count:
+        raise ValueError(f"{name}: expected numbers from 0 to {count - 1}")
+    return sources

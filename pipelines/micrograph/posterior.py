@@ -1,0 +1,216 @@
+"""How likely each process condition is, from what a PixelCNN says about patches of an image.
+
+Patches of one image resemble each other, so their log-likelihoods do not simply add up: n of them are worth
+n / (1 + (n − 1) ρ) independent ones, as with any mean of values with a correlation ρ. A second number, the
+sharpness, makes up for a network that is too sure of itself, or not sure enough. Both are fitted to held-out
+images whose condition is known, for the best logarithmic score over images of few and of many patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize
+
+from grainwatch.messages import ProcessPosterior
+from pipelines.micrograph.novelty import ImageFeatures
+from pipelines.micrograph.typicality import FloatArray, IntArray, ranked_sources, regular_subset, typicality
+
+AnyArray = npt.NDArray[Any]
+
+LEVEL: Final = 0.05
+_LEAST_IMAGES: Final = 10
+_BINS: Final = 10
+
+
+@dataclass(frozen=True, eq=False)
+class PosteriorReference:
+    """What a bundle keeps in order to weigh conditions.
+
+    Attributes
+    ----------
+    quantity : str
+    candidates : tuple of str
+    inputs : (c, s) float32 or (c,) int64
+        What the network is given for each candidate.
+    values : tuple of float
+        The candidates as numbers, rising; empty for classes.
+    sharpness, correlation : float
+    log_likelihood : tuple of (m_i, c) float64
+        Of held-out images.
+    sources : (images,) int64
+    level : float
+    """
+
+    quantity: str
+    candidates: tuple[str, ...]
+    inputs: AnyArray
+    values: tuple[float, ...]
+    sharpness: float
+    correlation: float
+    log_likelihood: tuple[FloatArray, ...]
+    sources: IntArray
+    level: float = LEVEL
+    _tables: dict[int, FloatArray] = field(default_factory=dict, repr=False)
+
+    def judge(self, log_likelihood: AnyArray) -> ProcessPosterior:
+        """Weigh the candidates by the nats of n patches under each, (n, c)."""
+        table = np.asarray(log_likelihood, dtype=np.float64)
+        finite = bool(np.isfinite(table).all()) and len(table) > 0
+        mean = table.mean(axis=0) if finite else np.zeros(len(self.candidates))
+        probability = probabilities(table if finite else table[:0], self.sharpness, self.correlation)
+        share = (
+            typicality(self._known(len(table)), fit_numbers(mean), self.sources, (True,)) if finite else 0.0
+        )
+        expected = sigma = None
+        if self.values:
+            values = np.array(self.values)
+            expected = float(probability @ values)
+            sigma = float(np.sqrt(probability @ np.square(values - expected)))
+        return ProcessPosterior(
+            quantity=self.quantity,
+            candidates=self.candidates,
+            values=self.values,
+            probability=tuple(probability.tolist()),
+            log_likelihood=tuple(mean.tolist()),
+            mean=expected,
+            sigma=sigma,
+            typicality=share,
+            none_of_these=share < self.level,
+            patches=len(table),
+        )
+
+    def _known(self, n: int) -> FloatArray:
+        if n not in self._tables:
+            if len(self._tables) > 64:
+                self._tables.clear()
+            self._tables[n] = np.array(
+                [fit_numbers(t[regular_subset(len(t), n)].mean(axis=0)) for t in self.log_likelihood]
+            )
+        return self._tables[n]
+
+
+def fit_numbers(mean: FloatArray) -> FloatArray:
+    """Return what says how well the best condition fits, of mean nats (c,) a patch."""
+    return np.array([float(np.max(mean))])
+
+
+def probabilities(log_likelihood: FloatArray, sharpness: float, correlation: float) -> FloatArray:
+    """Return the probability of each candidate, flat prior, of (n, c) nats of patches."""
+    n = len(log_likelihood)
+    scaled = log_likelihood.sum(axis=0) * sharpness / (1.0 + max(n - 1, 0) * correlation)
+    weights = np.exp(scaled - scaled.max())
+    return np.asarray(weights / weights.sum())
+
+
+def fit_posterior(
+    quantity: str,
+    candidates: Sequence[str],
+    inputs: AnyArray,
+    held_out: Sequence[ImageFeatures],
+    *,
+    values: Sequence[float] = (),
+    level: float = LEVEL,
+) -> PosteriorReference:
+    """Calibrate on held-out images.
+
+    Parameters
+    ----------
+    quantity : str
+        Name of the label: "ln_cooling_rate".
+    candidates : sequence of str
+        Conditions that are tried, as people read them.
+    inputs : (c, s) float32 or (c,) int64
+        The same, as the network takes them; scalars may lie between the trained ones.
+    held_out : sequence of ImageFeatures
+        With `log_likelihood` under these candidates, and `condition` where it is known.
+    values : sequence of float
+        The candidates as numbers; empty for classes.
+    level : float
+        So many images of the trained conditions are called none of them.
+
+    Raises
+    ------
+    ValueError
+        If something does not fit together, or too few conditions are known.
+    """
+    if len(candidates) < 2 or len(inputs) != len(candidates) or len(values) not in (0, len(candidates)):
+        raise ValueError(
+            f"candidates: expected two or more, with inputs and values for each, got {len(candidates)},"
+            f" {len(inputs)} and {len(values)}"
+        )
+    tables = []
+    for number, image in enumerate(held_out):
+        if image.log_likelihood is None:
+            raise ValueError(f"held-out image {number}: has no log-likelihoods")
+        table = np.asarray(image.log_likelihood, dtype=np.float64)
+        if table.ndim != 2 or table.shape[1] != len(candidates) or not len(table):
+            raise ValueError(
+                f"held-out image {number}: log-likelihoods of the shape {table.shape}, expected"
+                f" (patches, {len(candidates)})"
+            )
+        tables.append(table)
+    true = np.array([image.condition for image in held_out], dtype=np.int64)
+    if int(true.max(initial=-1)) >= len(candidates):
+        raise ValueError(f"held-out images: condition {true.max()} is none of {len(candidates)} candidates")
+    names = [image.source or f"image {number}" for number, image in enumerate(held_out)]
+    sources, _ = ranked_sources(names, level)
+    known = np.flatnonzero(true >= 0)
+    if len(known) < _LEAST_IMAGES:
+        raise ValueError(
+            f"held-out images: the condition of {len(known)} is known, calibration needs {_LEAST_IMAGES}"
+        )
+    sharpness, correlation = _calibrate([tables[i] for i in known], true[known])
+    return PosteriorReference(
+        quantity,
+        tuple(candidates),
+        np.asarray(inputs),
+        tuple(values),
+        sharpness,
+        correlation,
+        tuple(tables),
+        sources,
+        level,
+    )
+
+
+def _calibrate(tables: Sequence[FloatArray], true: IntArray) -> tuple[float, float]:
+    most = max(len(table) for table in tables)
+    counts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n < most] + [most]
+    sums = np.array([[t[regular_subset(len(t), n)].sum(axis=0) for t in tables] for n in counts])
+    sums -= sums.max(axis=2, keepdims=True)
+    numbers = np.array([[min(n, len(t)) for t in tables] for n in counts])
+    own = np.take_along_axis(sums, np.broadcast_to(true[None, :, None], (*sums.shape[:2], 1)), axis=2)[..., 0]
+
+    def loss(x: FloatArray) -> float:
+        sharp = np.exp(x[0]) / (1.0 + (numbers - 1) / (1.0 + np.exp(-x[1])))
+        return float(np.mean(np.log(np.sum(np.exp(sums * sharp[..., None]), axis=2)) - own * sharp))
+
+    starts = [(a, b) for a in (-3.0, -1.0, 0.0) for b in (-4.0, 0.0, 3.0)]
+    best = min(
+        (minimize(loss, start, method="L-BFGS-B", bounds=[(-9.0, 3.0), (-9.0, 9.0)]) for start in starts),
+        key=lambda found: float(found.fun),
+    )
+    return float(np.exp(best.x[0])), float(1.0 / (1.0 + np.exp(-best.x[1])))
+
+
+def log_score(probability: FloatArray, true: IntArray) -> float:
+    """Return the mean logarithm (nats) of the probability (n, c) of what was true (n,); flat: −ln c."""
+    own = probability[np.arange(len(true)), true]
+    return float(np.mean(np.log(np.maximum(own, 1e-300))))
+
+
+def calibration_error(probability: FloatArray, true: IntArray, bins: int = _BINS) -> float:
+    """Return the expected calibration error of the most probable candidate, in bins of equal numbers.
+
+    Guo et al., On Calibration of Modern Neural Networks, ICML 2017; with equal numbers no bin is empty.
+    """
+    sure = probability.max(axis=1)
+    right = probability.argmax(axis=1) == true
+    order = np.argsort(sure, kind="stable")
+    parts = np.array_split(order, min(bins, len(order)))
+    return float(sum(len(part) * abs(sure[part].mean() - right[part].mean()) for part in parts) / len(order))
