@@ -23,10 +23,12 @@ from daemon.sources.bluesky import simulator as bluesky_simulator
 from daemon.sources.dectris import v1_simulator as dectris_v1_simulator
 from daemon.sources.dectris import v2_simulator as dectris_v2_simulator
 from daemon.sources.folder import simulator as folder_simulator
+from daemon.sources.folder.microscope import Microscope, checked_vendor
 from daemon.sources.simulator import Options, Simulator
 from grainwatch.config import ConfigError, ScanTable
 from pipelines.files import expand, read_images, reason
 from pipelines.frame import BadFrame
+from pipelines.micrograph.synthetic import MicrographSimulator, checked_structure
 
 app = typer.Typer(
     add_completion=False,
@@ -57,6 +59,12 @@ Algorithm = Annotated[str, typer.Option(help="bslz4, lz4 or none.")]
 HighWaterMark = Annotated[int, typer.Option(help="Messages buffered before it waits.")]
 Linger = Annotated[float, typer.Option(help="Seconds to wait at the end until all is taken.")]
 Wait = Annotated[float | None, typer.Option(help="Seconds to wait for a reader. [for ever]")]
+Micrographs = Annotated[
+    int, typer.Option(metavar="N", help="So many synthetic micrographs of two phases in place of files.")
+]
+Phases = Annotated[str, typer.Option(help="What they show: islands, labyrinth or particles.")]
+PixelSize = Annotated[float, typer.Option(help="Width of a pixel of the micrographs.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same micrographs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
 
 
@@ -162,6 +170,10 @@ def areadetector(
     scan: Annotated[str | None, typer.Option(help="Points of a raster scan, x first: 41x31.")] = None,
     step_um: Annotated[float, typer.Option(help="Distance of the points.")] = 1.0,
     snake: Annotated[bool, typer.Option(help="Every second line runs backwards.")] = False,
+    micrographs: Micrographs = 0,
+    phases: Phases = "islands",
+    pixel_size_um: PixelSize = 0.25,
+    seed: Seed = 0,
     high_water_mark: Annotated[int, typer.Option(help="Messages buffered before it drops arrays.")] = 1000,
     linger: Linger = 30.0,
     wait: Wait = None,
@@ -172,6 +184,8 @@ def areadetector(
     shape = _points("areadetector", scan) if scan else ()
     stopping = _stop_flag()
     try:
+        patterns = [*(frames or []), *(more_frames or [])]
+        images, many = _content("areadetector", patterns, micrographs, phases, pixel_size_um, seed)
         options = areadetector_simulator.Options(
             address=address,
             bind=connect is None,
@@ -184,21 +198,18 @@ def areadetector(
             first_id=first_id,
             algorithm=algorithm,
             scan=ScanTable(shape=shape, step_um=(step_um,) * len(shape), snake=snake) if shape else None,
+            attributes=areadetector_simulator.microscope_attributes(pixel_size_um) if micrographs else {},
             high_water_mark=high_water_mark,
             linger_s=linger,
             peer_timeout_s=wait,
         )
-        files = expand([*(frames or []), *(more_frames or [])])
-        if not files:
-            raise ConfigError("simulate areadetector: --frames: give at least one file")
-        simulator = areadetector_simulator.Simulator(_pixels(files), options, lambda: bool(stopping))
+        simulator = areadetector_simulator.Simulator(images, options, lambda: bool(stopping))
     except (ValueError, BadFrame) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"simulate areadetector: {error}") from error
     except zmq.ZMQError as error:
         raise ConfigError(f"simulate areadetector: {address} cannot be used: {error.strerror}") from error
-    many = "1 file" if len(files) == 1 else f"{len(files)} files"
     print(f"{many}; {pattern.upper()} on {simulator.address}", file=sys.stderr, flush=True)
     report = simulator.run()
     print(json.dumps(asdict(report)) if as_json else str(report), flush=True)
@@ -271,12 +282,26 @@ def folder(
     step_um: Annotated[float, typer.Option(help="Distance of the points.")] = 1.0,
     snake: Annotated[bool, typer.Option(help="Every second line runs backwards.")] = False,
     end_file: Annotated[str, typer.Option(help="Write an empty file of this name at the end.")] = "",
+    micrographs: Micrographs = 0,
+    vendor: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose metadata and data bar to write: thermo, zeiss, tescan, hitachi or jeol."
+            " [thermo with --micrographs]"
+        ),
+    ] = None,
+    phases: Phases = "islands",
+    pixel_size_um: PixelSize = 0.25,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Write files into a folder as a program does that saves its images there."""
     stopping = _stop_flag()
     try:
         shape = _points("folder", scan) if scan else ()
+        vendor = vendor or ("thermo" if micrographs else None)
+        patterns = [*(frames or []), *(more_frames or [])]
+        images, _ = _content("folder", patterns, micrographs, phases, pixel_size_um, seed)
         options = folder_simulator.Options(
             folder=to,
             name=name,
@@ -284,11 +309,9 @@ def folder(
             rate_hz=rate,
             scan=ScanTable(shape=shape, step_um=(step_um,) * len(shape), snake=snake) if shape else None,
             end_file=end_file,
+            microscope=Microscope(checked_vendor(vendor), pixel_size_um) if vendor else None,
         )
-        files = expand([*(frames or []), *(more_frames or [])])
-        if not files:
-            raise ConfigError("simulate folder: --frames: give at least one file")
-        report = folder_simulator.write(_pixels(files), options, lambda: bool(stopping))
+        report = folder_simulator.write(images, options, lambda: bool(stopping))
     except (ValueError, OSError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -296,6 +319,22 @@ def folder(
     print(json.dumps(asdict(report)) if as_json else str(report), flush=True)
     if not report.complete:
         raise typer.Exit(1)
+
+
+def _content(
+    name: str, patterns: list[str], micrographs: int, phases: str, pixel_size_um: float, seed: int
+) -> tuple[Iterator[npt.NDArray[Any]], str]:
+    """Return the images of files, or synthetic micrographs, and how many files or micrographs there are."""
+    if micrographs < 0 or (micrographs and patterns):
+        raise ConfigError(f"simulate {name}: --micrographs: expected 1 or more, and no --frames beside it")
+    if micrographs:
+        structure = checked_structure(phases)
+        simulator = MicrographSimulator(structure=structure, pixel_size_um=pixel_size_um, seed=seed)
+        return (sample.image for sample in simulator.samples(0, micrographs)), f"{micrographs} micrographs"
+    files = expand(patterns)
+    if not files:
+        raise ConfigError(f"simulate {name}: --frames: give at least one file")
+    return _pixels(files), "1 file" if len(files) == 1 else f"{len(files)} files"
 
 
 def _points(name: str, scan: str) -> tuple[int, ...]:

@@ -234,7 +234,7 @@ class SeriesTracker:
             return None
         series = current.series
         key = FrameKey(self.stream, series.uid, arrival.frame, arrival.channel)
-        reason = self._form_error(current, arrival)
+        reason = "" if arrival.mixed else self._form_error(current, arrival)
         if reason:
             self._ledger.end(key, "failed", reason)
             self._say(f"frame {arrival.frame}: {reason}")
@@ -286,11 +286,8 @@ class SeriesTracker:
         first = current.forms.setdefault(arrival.channel, form)
         if form == first:
             return ""
-        (rows, columns), pixels = form
-        return (
-            f"image is {rows} x {columns} {pixels}, the series began with"
-            f" {first[0][0]} x {first[0][1]} {first[1]}"
-        )
+        ours, begun = (f"{' x '.join(map(str, shape))} {pixels}" for shape, pixels in (form, first))
+        return f"image is {ours}, the series began with {begun}"
 
     def _stray(self, detector_series: str, channel: str, frame: int | None, reason: str = "") -> None:
         """Fail an image of a series that is not open."""

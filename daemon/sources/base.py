@@ -47,7 +47,8 @@ class SeriesStart:
 class Arrival:
     """One image of one channel. `position_um` and `metadata` when the message carries them.
 
-    `grid_index` is its place in the `scan` that its series started with.
+    `grid_index` is its place in the `scan` that its series started with. `mixed`: shape and type of its
+    pixels may differ from those of the other images of the series, as those of pictures do.
     """
 
     detector_series: str
@@ -58,6 +59,7 @@ class Arrival:
     position_um: tuple[float, ...] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     grid_index: tuple[int, ...] | None = None
+    mixed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

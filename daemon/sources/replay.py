@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
-from typing import Final
+from dataclasses import replace
+from typing import Any, Final
 
 from daemon.sources.base import Arrival, Bad, Event, Exhausted, Idle, SeriesEnd, SeriesStart
 from grainwatch.config import ConfigError, Table
 from pipelines.files import FileImage, expand, open_images
 from pipelines.frame import BadFrame, PlainImage
+from pipelines.micrograph.frame_acquisition import file_metadata
 
 _IDLE_S: Final = 0.1
 
@@ -26,11 +28,15 @@ class Config(Table, frozen=True, kw_only=True):
         Frames a second; 0 reads as fast as the frames are taken.
     repeat : int
         How often to go through the files, 0 for ever; the numbers go on.
+    mixed : bool
+        Images may differ in size and type, as micrographs do; otherwise those fail that are not like the
+        first.
     """
 
     files: tuple[str, ...]
     rate_hz: float = 0.0
     repeat: int = 1
+    mixed: bool = False
 
     def __post_init__(self) -> None:
         if not self.files:
@@ -84,7 +90,8 @@ class ReplaySource:
                     frame = next(numbers)
                     if isinstance(item, FileImage):
                         metadata = {**item.metadata, "label": item.label}
-                        yield Arrival(series, frame, PlainImage(item.pixels), metadata=metadata)
+                        image, mixed = PlainImage(item.pixels), self._config.mixed
+                        yield Arrival(series, frame, image, metadata=metadata, mixed=mixed)
                     else:
                         yield Bad(str(item), series, frame)
         yield SeriesEnd(series)
@@ -115,7 +122,10 @@ class ReplaySource:
 
 def _images(file: str) -> Iterator[FileImage | BadFrame]:
     """Yield the images of a file, and at its end the error that cut it short."""
+    said: dict[str, Any] | None = None
     try:
-        yield from open_images(file)
+        for image in open_images(file, colour=True):
+            said = file_metadata(image.metadata["file"]) if said is None else said
+            yield replace(image, metadata={**image.metadata, **said})
     except BadFrame as error:
         yield error

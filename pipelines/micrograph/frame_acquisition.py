@@ -55,6 +55,8 @@ KEYS: Final = (
 _TEXTS: Final = frozenset({"detector", "vendor", "instrument"})
 _FIELDS: Final = {name: "pixel_um" if name == "pixel_size_um" else name for name in KEYS}
 _LONGEST: Final = 256
+_LONGEST_REMARK: Final = 1000
+_MOST_REMARKS: Final = 20
 _MOST_ROWS: Final = 1_000_000
 _LARGEST: Final = 1e100
 #: Where sources keep what an instrument says of a frame.
@@ -125,7 +127,7 @@ def file_metadata(path: str | Path) -> dict[str, Any]:
             raise
         # Its pixels were read all the same.
         said = FileStatements(flags=(METADATA_DAMAGED,), remarks=(str(error),))
-    return {ACQUISITION: asdict(said)} if said else {}
+    return {ACQUISITION: _fit_to_travel(asdict(said))} if said else {}
 
 
 def acquisition_of(frame: Frame, table: AcquisitionTable = _NOT_CONFIGURED) -> Acquisition:
@@ -156,6 +158,17 @@ def _completed(found: Acquisition, table: AcquisitionTable, rows: int) -> Acquis
         flags = tuple(flag for flag in found.flags if flag != PIXEL_SIZE_UNKNOWN)
         changes |= {"pixel_size_um": table.pixel_size_um, "source": "the configuration", "flags": flags}
     return replace(found, **changes)
+
+
+def _fit_to_travel(value: Any) -> Any:
+    """Return plain values whose texts are short, and can be stored and sent: names of files cannot always."""
+    if isinstance(value, str):
+        return value[:_LONGEST_REMARK].encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {key: _fit_to_travel(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_fit_to_travel(inner) for inner in value[:_MOST_REMARKS]]
+    return value
 
 
 def _of_file(metadata: Mapping[str, Any]) -> FileStatements:

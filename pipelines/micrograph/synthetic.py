@@ -52,6 +52,20 @@ _SIZES_PX: Final = (3.0, 200.0)
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 
 
+def checked_structure(name: str) -> Structure:
+    """Return the name of a structure.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    for structure in STRUCTURES:
+        if structure == name:
+            return structure
+    raise ValueError(f"structure {name!r}: expected one of {', '.join(STRUCTURES)}")
+
+
 @dataclass(frozen=True)
 class Condition:
     """How a micrograph came about.
@@ -70,8 +84,7 @@ class Condition:
     def __post_init__(self) -> None:
         if not np.isfinite(self.ln_cooling_rate):
             raise ValueError(f"ln_cooling_rate {self.ln_cooling_rate}: expected a number")
-        if self.structure not in STRUCTURES:
-            raise ValueError(f"structure {self.structure!r}: expected one of {', '.join(STRUCTURES)}")
+        checked_structure(self.structure)
 
 
 @dataclass(frozen=True)

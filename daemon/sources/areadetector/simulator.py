@@ -106,6 +106,17 @@ class Options:
                 raise ValueError(message)
 
 
+def microscope_attributes(pixel_size_um: float) -> dict[str, Any]:
+    """Return NDAttributes that say how micrographs were taken, under the names that the pipeline knows."""
+    return {
+        "pixel_size_um": pixel_size_um,
+        "detector": "SIM-SE",
+        "voltage_kV": 15.0,
+        "working_distance_mm": 10.1,
+        "data_bar_px": 0,
+    }
+
+
 @dataclass(frozen=True)
 class Report:
     """What a run came to. `images` were sent, `dropped` found the buffer full."""

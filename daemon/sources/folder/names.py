@@ -121,6 +121,17 @@ def _suffix_length(name: str) -> int:
     return length + len(suffix) if _SUFFIX.fullmatch(suffix) else length
 
 
+def sidecar_of(path: str, pattern: str) -> str:
+    """Return the path of the file that a pattern names beside an image.
+
+    >>> sidecar_of("/data/a_07.tif", "{stem}-tif.hdr")
+    '/data/a_07-tif.hdr'
+    """
+    folder, name = os.path.split(path)
+    stem = os.path.splitext(name)[0]
+    return os.path.join(folder, pattern.replace("{stem}", stem).replace("{name}", name))
+
+
 def printable(name: str) -> str:
     r"""Return a name that can be stored and sent: shares also have names in encodings of long ago.
 

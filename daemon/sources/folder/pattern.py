@@ -69,7 +69,8 @@ class FilePattern:
         names = parts[fixed:] or ["*"]
         self._parts: list[_Part] = [_ANY if n == "**" else re.compile(translate(n)) for n in names]
         self._last = len(names) - 1
-        self._ignored = re.compile("|".join(map(translate, ignore)) or r"(?!)")
+        # Programs of Windows write NAME.TXT as well as NAME.txt.
+        self._ignored = re.compile("|".join(map(translate, ignore)) or r"(?!)", re.IGNORECASE)
         self._end = re.compile(translate(end)) if end else None
 
     def is_end(self, name: str) -> bool:

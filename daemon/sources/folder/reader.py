@@ -9,17 +9,19 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 from daemon.sources.base import Arrival, Bad, Event, Exhausted, SourceContext
 from daemon.sources.folder.journal import FolderSeries, Journal
-from daemon.sources.folder.names import printable
+from daemon.sources.folder.names import printable, sidecar_of
 from daemon.sources.folder.pattern import FilePattern
 from daemon.sources.folder.rules import Rules
 from daemon.sources.folder.series import SeriesBook
 from daemon.sources.folder.watch import FolderWatch, WatchedFile, is_away
 from pipelines.files import FileImage, hdf5_writer, is_hdf5, open_images, reason
 from pipelines.frame import BadFrame, PlainImage
+from pipelines.micrograph.frame_acquisition import file_metadata
 
 if TYPE_CHECKING:
     from daemon.sources.folder.source import Config
@@ -156,7 +158,7 @@ class FolderReader:
             unchanged = watch.is_unchanged(file)
             if writer:
                 yield from self._read_beside(writer, file)
-            elif unchanged:
+            elif unchanged and not self._waits_for_sidecar(file):
                 yield from self._read(file, check=True)
                 if file.settled and file.given == 0:
                     raise BadFrame(f"{file.path}: holds no image that was written")
@@ -166,6 +168,26 @@ class FolderReader:
             yield from self._not_read(file, error)
         finally:
             self._busy = None
+
+    def _waits_for_sidecar(self, file: WatchedFile) -> bool:
+        """Return whether the file that has to lie beside an image is not there yet, or still written."""
+        config, now = self._config, time.monotonic()
+        if not config.sidecar or now - file.changed >= config.patience_s:
+            return False
+        path = sidecar_of(file.path, config.sidecar)
+        try:
+            found = os.stat(path)
+        except FileNotFoundError:
+            file.sidecar = None
+        else:
+            seen = found.st_size, found.st_mtime_ns
+            if file.sidecar is None or file.sidecar[:2] != seen:
+                file.sidecar = (*seen, now)
+            if found.st_size and now - file.sidecar[2] >= config.settle_s:
+                return False
+        file.why = f"{file.path}: waits for {os.path.basename(path)}"
+        file.try_at = now + min(config.poll_s, config.settle_s or config.poll_s)
+        return True
 
     def _read_beside(self, writer: str, file: WatchedFile) -> Iterator[Event]:
         """Read what there is of an HDF5 file that its writer has open, and have it looked at again.
@@ -200,15 +222,16 @@ class FolderReader:
     def _read(self, file: WatchedFile, check: bool) -> Iterator[Event]:
         """Hand over the images of a file; with `check` only such as did not change while they were read."""
         given = file.given
-        images = open_images(
-            file.path + self._dataset, first=given, keys=self._rules.header_keys, growing=True
-        )
+        keys = self._rules.header_keys
+        images = open_images(file.path + self._dataset, first=given, keys=keys, growing=True, colour=True)
+        said: dict[str, Any] | None = None if self._config.acquisition else {}
         for image in images:
+            said = file_metadata(file.path) if said is None else said
             if check and not self._watch.is_unchanged(file):
                 return
             file.why = ""
             self._busy = None  # that frames are not taken fast enough is not the share's fault
-            yield from self._hand_over(file, image)
+            yield from self._hand_over(file, replace(image, metadata={**image.metadata, **said}))
             self._busy = (f"reading {file.path}", time.monotonic())
         if given and file.given == given and not file.earlier and not is_hdf5(file.path):
             # It changed and holds no more images than before: they are others.
@@ -293,6 +316,7 @@ class FolderReader:
             acquired=rules.acquired(image),
             position_um=rules.position_um(file.name, image),
             metadata={**image.metadata, "file": printable(file.path), "label": printable(image.label)},
+            mixed=self._config.mixed,
         )
         yield from book.leave_if_full()
 

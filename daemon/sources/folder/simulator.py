@@ -11,9 +11,11 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 import fabio.tifimage
 import h5py
+import numpy as np
 import numpy.typing as npt
 
 from daemon.flow.scan import grid_index
+from daemon.sources.folder.microscope import Microscope
 from grainwatch.config import ScanTable
 
 Writer: TypeAlias = Literal["slow", "rename", "swmr"]
@@ -43,7 +45,8 @@ class Options:
 
     `writer` is "slow" (TIFF files in pieces, under their own names), "rename" (TIFF files that appear
     complete) or "swmr" (one HDF5 file that grows: /frames, and with a scan /x and /y). With a `scan` that
-    has steps, positions stand in the names: scan_0042_x10.5_y-3.tif. `end_file` is written at the end.
+    has steps, positions stand in the names: scan_0042_x10.5_y-3.tif. `end_file` is written at the end. A
+    `microscope` writes its metadata and a data bar with each image, which has to be 8-bit then.
     """
 
     folder: Path
@@ -52,10 +55,13 @@ class Options:
     rate_hz: float = 20.0
     scan: ScanTable | None = None
     end_file: str = ""
+    microscope: Microscope | None = None
 
     def __post_init__(self) -> None:
         if self.rate_hz < 0:
             raise ValueError(f"rate: expected 0 (no limit) or more, got {self.rate_hz}")
+        if self.microscope is not None and self.writer == "swmr":
+            raise ValueError("writer: microscopes write single files, expected slow or rename")
         for key, name in (("name", self.name), ("end_file", self.end_file)):
             if Path(name).name != name:
                 raise ValueError(f"{key}: expected the name of a file without a folder, got {name!r}")
@@ -80,6 +86,8 @@ def write(images: Iterable[npt.NDArray[Any]], options: Options, stop: Callable[[
     ------
     OSError
         If the folder cannot be written to.
+    ValueError
+        If an image is none that a microscope writes.
     """
     options.folder.mkdir(parents=True, exist_ok=True)
     began = due = time.monotonic()
@@ -105,20 +113,39 @@ def _writing(options: Options) -> Iterator[Callable[[int, npt.NDArray[Any]], Non
         with closing(_Stack(options)) as stack:
             yield stack.put
     else:
-        yield lambda number, image: _write_tiff(options, number, image)
+        yield lambda number, image: _write_image(options, number, image)
 
 
-def _write_tiff(options: Options, number: int, image: npt.NDArray[Any]) -> None:
+def _write_image(options: Options, number: int, image: npt.NDArray[Any]) -> None:
     position = _position_um(options, number)
     where = "".join(f"_{axis}{value:g}" for axis, value in zip("xyz", position, strict=False))
-    path = options.folder / f"{options.name}_{number:04d}{where}.tif"
-    hidden = path.with_name(f".{path.name}.tmp")
+    name = f"{options.name}_{number:04d}{where}.tif"
+    microscope = options.microscope
+    if microscope is None:
+        files = [(name, _tiff(options.folder / f".{name}.tmp", image))]
+    elif image.dtype == np.uint8 and image.ndim == 2:
+        files = microscope.files(name, image)
+    else:
+        raise ValueError(
+            f"--vendor: expected 8-bit grey images, got {image.dtype} of {image.ndim} dimensions"
+        )
+    for written, content in files:
+        _put(options, options.folder / written, content)
+
+
+def _tiff(hidden: Path, image: npt.NDArray[Any]) -> bytes:
     fabio.tifimage.TifImage(data=image).write(str(hidden))
-    if options.writer == "rename":
-        hidden.rename(path)
-        return
     content = hidden.read_bytes()
     hidden.unlink()
+    return content
+
+
+def _put(options: Options, path: Path, content: bytes) -> None:
+    if options.writer == "rename":
+        hidden = path.with_name(f".{path.name}.tmp")
+        hidden.write_bytes(content)
+        hidden.rename(path)
+        return
     size = -(-len(content) // _PIECES)
     with path.open("wb", buffering=0) as file:
         for at in range(0, len(content), size):

@@ -7,6 +7,8 @@ complete, that a series is over) is found by looking again and again, which work
 from __future__ import annotations
 
 import logging
+import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +44,7 @@ IGNORED: Final = (
     "*.yaml",
     "*.hdr",
     "*.db",
+    "*.ini",
 )
 
 _IDLE_S: Final = 0.1
@@ -68,7 +71,7 @@ class Config(Table, frozen=True, kw_only=True):
         A file that cannot be read is tried again until it has not changed for so long; then its frame
         fails. Files of another series wait for it meanwhile.
     ignore : list of str
-        Names of files and folders to pass over, with `*` and `?`.
+        Names of files and folders to pass over, with `*` and `?`, in capitals or not.
     existing : bool
         Take what lies there when the folder is watched for the first time.
     once : bool
@@ -107,6 +110,15 @@ class Config(Table, frozen=True, kw_only=True):
         Name, with `*` and `?`, of a file whose appearance ends the series in its folder.
     repeats : str
         A file whose number came before: "drop" drops its frame, "series" begins a new series.
+    mixed : bool
+        Images of a series may differ in size and type, as micrographs do; otherwise those fail that are
+        not like the first.
+    acquisition : bool
+        Read what microscopes write into a file and beside it: pixel size, detector, voltage, data bar.
+    sidecar : str
+        A file beside each image, "{stem}.txt" for example, that has to lie there before the image is read;
+        after `patience_s` it is read without. `{stem}` stands for the image's name without its suffix,
+        `{name}` for its name.
     """
 
     path: str
@@ -131,6 +143,9 @@ class Config(Table, frozen=True, kw_only=True):
     series_idle_s: float = 0.0
     end_file: str = ""
     repeats: Literal["drop", "series"] = "drop"
+    mixed: bool = False
+    acquisition: bool = True
+    sidecar: str = ""
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -152,6 +167,10 @@ class Config(Table, frozen=True, kw_only=True):
             raise ValueError('number_key: goes with numbers = "header", and numbers = "header" with it')
         if self.numbers == "count" and self.series == "name":
             raise ValueError('series: with numbers = "count" expected "folder", "file" or "all", got "name"')
+        if self.sidecar and (os.sep in self.sidecar or not re.search(r"\{(stem|name)\}", self.sidecar)):
+            raise ValueError(
+                f"sidecar: expected the name of a file with {{stem}} or {{name}} in it, got {self.sidecar!r}"
+            )
         Names(self.number_pattern, self.position_pattern)
 
 

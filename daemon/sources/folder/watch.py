@@ -81,6 +81,8 @@ class WatchedFile:
         Whether it turned out to be a series of its own.
     tries, try_at : int, float
         Attempts to read it as it is, and when the next one is due (monotonic).
+    sidecar : tuple or None
+        Size and time of the file beside it that is waited for, and since when they are these (monotonic).
     why : str
         Why it could not be read, "" if that was not tried or went well.
     look : int
@@ -103,6 +105,7 @@ class WatchedFile:
     alone: bool = False
     tries: int = 0
     try_at: float = 0.0
+    sidecar: tuple[int, int, float] | None = None
     why: str = ""
     look: int = 0
 

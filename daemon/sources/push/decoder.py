@@ -25,6 +25,7 @@ import numpy as np
 from grainwatch.push_wire import printable
 from pipelines.files import open_images
 from pipelines.frame import BadFrame
+from pipelines.micrograph.frame_acquisition import ACQUISITION, file_metadata
 
 _CHUNK: Final = 1 << 20
 #: A file has a header beside its pixels, and may store them in a larger type than it says.
@@ -48,7 +49,7 @@ class Reply(msgspec.Struct, frozen=True):
 
     reason: str = ""
     dtype: str = ""
-    shape: tuple[int, int] = (0, 0)
+    shape: tuple[int, ...] = (0, 0)
     metadata: dict[str, Any] = {}
 
 
@@ -90,13 +91,12 @@ def _answer(connection: Connection, request: Request, data: bytes, folder: Path)
         reason = f"{request.name}: cannot be read: it takes more memory than an image may"
         connection.send_bytes(msgspec.msgpack.encode(Reply(reason=reason)))
     else:
-        rows, columns = pixels.shape
-        connection.send_bytes(msgspec.msgpack.encode(Reply("", pixels.dtype.str, (rows, columns), metadata)))
+        connection.send_bytes(msgspec.msgpack.encode(Reply("", pixels.dtype.str, pixels.shape, metadata)))
         connection.send_bytes(pixels.reshape(-1).view(np.uint8).data)
 
 
 def decode(request: Request, data: bytes, folder: Path) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
-    """Return the pixels (rows, columns), C order, and metadata of a file of one image.
+    """Return the pixels (rows, columns(, 3)), C order, and metadata of a file of one image.
 
     Parameters
     ----------
@@ -125,7 +125,8 @@ def decode(request: Request, data: bytes, folder: Path) -> tuple[np.ndarray[Any,
     path = folder / f"image{_EXTENSIONS[kind]}"
     path.write_bytes(plain)
     try:
-        images = list(islice(open_images(path), 2))
+        images = list(islice(open_images(path, colour=True), 2))
+        said = file_metadata(path)
     except BadFrame as error:
         raise BadFrame(str(error).replace(str(path), name)) from error
     finally:
@@ -138,7 +139,10 @@ def decode(request: Request, data: bytes, folder: Path) -> tuple[np.ndarray[Any,
         raise BadFrame(
             f"{name}: image of {image.pixels.nbytes} bytes, the limit is {request.max_image_bytes}"
         )
-    return image.pixels, {k: v for k, v in image.metadata.items() if k != "file"}
+    metadata = {k: v for k, v in image.metadata.items() if k != "file"}
+    if said:
+        said[ACQUISITION]["remarks"] = [r.replace(str(path), name) for r in said[ACQUISITION]["remarks"]]
+    return image.pixels, {**metadata, **said}
 
 
 def format_of(data: bytes) -> str:

@@ -62,7 +62,7 @@ class FileReader:
         Raises
         ------
         BadFrame
-            If it is of no format that is taken, damaged, too large, or not one grey image.
+            If it is of no format that is taken, damaged, too large, or not one image.
         """
         try:
             return (yield from self._ask(name, data))

@@ -81,6 +81,9 @@ class Config(Table, frozen=True, kw_only=True):
     remember_days : float
         How long a name is kept in mind whose images need not come again; no longer than
         `daemon.ledger_days` either.
+    mixed : bool
+        Images of a series may differ in size and type, as micrographs do; otherwise those fail that are
+        not like the first.
     """
 
     address: str = DEFAULT_ADDRESS
@@ -90,6 +93,7 @@ class Config(Table, frozen=True, kw_only=True):
     max_image_bytes: int = 256 * 1024 * 1024
     read_timeout_s: float = 20.0
     remember_days: float = 90.0
+    mixed: bool = False
 
     def __post_init__(self) -> None:
         found = _ADDRESS.fullmatch(self.address)
@@ -316,6 +320,7 @@ class PushSource:
                 acquired=head.acquired,
                 position_um=head.position_um,
                 metadata=_metadata(head, found),
+                mixed=self._config.mixed,
             )
         # Resumed: the accounts have it.
         series.numbers.add(head.number)

@@ -11,8 +11,10 @@ import fabio.tifimage
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from daemon.sources.base import Arrival, Bad, Event, Exhausted, Idle, SeriesEnd, SeriesStart
+from daemon.sources.folder.microscope import Microscope
 from daemon.sources.replay import Config, open_source
 from grainwatch.config import ConfigError, convert
 
@@ -125,3 +127,15 @@ def test_no_file_is_a_configuration_error(tmp_path: Path) -> None:
 def test_configuration_errors_name_the_key(table: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         convert(table, Config, "config.toml: streams.laue.source")
+
+
+def test_micrographs_say_how_they_were_taken_and_may_differ(tmp_path: Path) -> None:
+    picture = np.arange(64 * 80, dtype=np.uint8).reshape(64, 80)
+    for name, content in Microscope("hitachi", pixel_size_um=0.5).files("a.tif", picture):
+        (tmp_path / name).write_bytes(content)
+    Image.fromarray(np.dstack([picture] * 3)).save(tmp_path / "b.png")
+    _, *frames, _ = replay(tmp_path / "a.tif", tmp_path / "b.png", mixed=True)
+    first, second = (f for f in frames if isinstance(f, Arrival))
+    assert (first.mixed, second.mixed, second.image.shape) == (True, True, (64, 80, 3))
+    assert first.metadata["acquisition"]["statements"][0]["pixel_um"] == pytest.approx(0.5)
+    assert "acquisition" not in second.metadata

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pipelines.micrograph.acquisition import (
     OTHER_SIZE,
     PIXEL_SIZE_CONFLICT,
     PIXEL_SIZE_UNKNOWN,
+    SIDECAR_UNREADABLE,
     UNKNOWN,
     WHITE_IS_ZERO,
     read_acquisition,
@@ -100,6 +102,21 @@ def test_files_that_are_not_what_they_seem(tmp_path: Path) -> None:
     )
     with pytest.raises(BadFrame, match=r"gone\.tif: cannot be read"):
         file_metadata(tmp_path / "gone.tif")
+
+
+def test_what_a_file_says_can_travel(tmp_path: Path) -> None:
+    name = os.fsdecode(b"2\xb5m.tif")  # in an encoding of long ago
+    path = tiff(tmp_path / name, FEI.replace("Helios", "H" * 100_000).replace("1.2e-08", "0"))
+    said = msgspec.msgpack.encode(file_metadata(path))
+    assert len(said) < 8000
+    found = acquisition_of(frame(file_metadata(path)))
+    assert found.instrument == ""
+    assert set(found.flags) == {METADATA_DAMAGED, PIXEL_SIZE_UNKNOWN}
+    (tmp_path / os.fsdecode(b"3\xb5m.txt")).write_text("a shopping list")
+    Image.fromarray(PIXELS).save(tmp_path / os.fsdecode(b"3\xb5m.png"), format="PNG")
+    found = acquisition_of(frame(file_metadata(tmp_path / os.fsdecode(b"3\xb5m.png"))))
+    assert SIDECAR_UNREADABLE in found.flags
+    assert "is no file of a microscope" in found.remarks[0]
 
 
 def test_names_that_leave_no_room_for_a_sidecar(tmp_path: Path) -> None:

@@ -13,8 +13,13 @@ import numpy as np
 import pytest
 from testkit.folders import FolderRun, write_tif
 
+from daemon.sources.folder.microscope import VENDORS, Microscope, Vendor, checked_vendor
 from daemon.sources.folder.simulator import Options, Writer, write
 from grainwatch.config import ScanTable
+from pipelines.files import open_images
+from pipelines.micrograph.acquisition import read_acquisition
+from pipelines.micrograph.preparation import PreparationParameters, prepare
+from pipelines.micrograph.synthetic import MicrographSimulator
 
 SCAN = ScanTable(shape=(3, 2), step_um=(0.5, 2.0), snake=True, origin_um=(10.0, -3.0))
 PATTERN = r"_x(?P<x>-?[\d.]+)_y(?P<y>-?\d+(\.\d+)?)"
@@ -68,6 +73,37 @@ def test_bad_options_are_named(tmp_path: Path, options: dict[str, Any], message:
         Options(tmp_path, **options)
 
 
+@pytest.mark.parametrize(
+    ("images", "why"), [(np.zeros((9, 9), np.uint16), "uint16"), (np.zeros((9, 9, 3), np.uint8), "3 dim")]
+)
+def test_a_microscope_writes_8_bit_grey(tmp_path: Path, images: np.ndarray, why: str) -> None:
+    with pytest.raises(ValueError, match=f"--vendor: expected 8-bit grey images, got .*{why}"):
+        write([images], Options(tmp_path, microscope=Microscope()), never)
+    with pytest.raises(ValueError, match=r"--vendor: expected one of thermo, .*, got 'leica'"):
+        checked_vendor("leica")
+    with pytest.raises(ValueError, match="microscopes write single files"):
+        Options(tmp_path, writer="swmr", microscope=Microscope())
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+@pytest.mark.parametrize("pixel_size_um", [0.0031, 0.25, 7.0])
+def test_what_a_microscope_writes_is_what_it_was_told(
+    tmp_path: Path, vendor: Vendor, pixel_size_um: float
+) -> None:
+    picture = MicrographSimulator(shape=(300, 400)).sample(0).image
+    microscope = Microscope(vendor, pixel_size_um, 5.0, 3.3, "BSD")
+    write([picture], Options(tmp_path, rate_hz=0.0, microscope=microscope), never)
+    (image,) = open_images(tmp_path / "scan_0000.tif")
+    assert image.pixels.shape == (321, 400)
+    found = read_acquisition(tmp_path / "scan_0000.tif")
+    assert found.pixel_size_um == pytest.approx(pixel_size_um, rel=1e-5)
+    assert (found.voltage_kV, found.working_distance_mm, found.detector) == (5.0, pytest.approx(3.3), "BSD")
+    assert found.flags == found.remarks == ()
+    prepared = prepare(image.pixels, PreparationParameters(median_px=1), found)
+    assert prepared.data_bar_px == 21
+    assert np.array_equal(prepared.filtered, picture)
+
+
 @pytest.mark.system
 def test_as_a_command(tmp_path: Path) -> None:
     write_tif(tmp_path / "frame.tif", 5)
@@ -93,3 +129,11 @@ def test_as_a_command(tmp_path: Path) -> None:
     answer = run("--frames", str(tmp_path / "none.tif"))
     assert answer.returncode == 2
     assert "none.tif: cannot be read" in answer.stderr
+    answer = run("--micrographs", "2", "--vendor", "jeol", "--name", "sem", "--writer", "rename")
+    assert answer.returncode == 0, answer.stderr
+    assert sorted(p.name for p in (tmp_path / "out").glob("sem*")) == [
+        "sem_0000.tif", "sem_0000.txt", "sem_0001.tif", "sem_0001.txt",
+    ]  # fmt: skip
+    answer = run("--micrographs", "2", "--frames", str(tmp_path / "frame.tif"))
+    assert answer.returncode == 2
+    assert "--micrographs: expected 1 or more, and no --frames beside it" in answer.stderr
