@@ -9,7 +9,7 @@ import pytest
 
 from daemon.changes import Answer, ChangeRefused, Changes
 
-LONG_S = 20.0
+LONG_S = 60.0
 
 
 def test_who_asks_during_or_after_a_stop_is_refused_at_once() -> None:

@@ -36,7 +36,7 @@ def server(tmp_path: Path) -> Iterator[ControlServer]:
 
 def say(path: Path, *lines: bytes) -> list[dict[str, Any]]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(5)
+        client.settimeout(60)
         client.connect(str(path))
         client.sendall(b"".join(lines))
         client.shutdown(socket.SHUT_WR)
@@ -87,6 +87,8 @@ def test_clients_do_not_wait_for_each_other_and_are_bounded(server: ControlServe
     assert ask(server.path, {"command": "status"})["ok"]
     for client in idle:
         client.close()
+    # Their places are free when the server has noticed.
+    eventually(lambda: not any(thread.name == "control-client" for thread in threading.enumerate()))
     answers: list[Any] = []
     threads = [
         threading.Thread(target=lambda: answers.append(ask(server.path, {"command": "status"})))
@@ -104,7 +106,7 @@ def test_a_client_that_cannot_be_accepted_is_not_the_last(
 ) -> None:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(20.0)
+        client.settimeout(60.0)
         resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno() + 1, limit[1]))
         try:
             with ExitStack() as held:

@@ -23,7 +23,7 @@ type = "replay"
 [streams.s.pipeline]
 type = "laue"
 """
-LONG_S = 20.0
+LONG_S = 60.0
 
 
 def test_what_is_written_down_is_done_also_when_the_daemon_stops_at_that_moment(tmp_path: Path) -> None:

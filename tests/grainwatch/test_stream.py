@@ -17,6 +17,8 @@ import msgspec
 import numpy as np
 import pytest
 import zmq
+from testkit.ports import free_ports
+from testkit.process import LONG_S
 
 from daemon.sinks import publisher
 from daemon.sinks.base import Published, SinkContext
@@ -57,7 +59,7 @@ def open_stream(out: publisher.Publisher) -> Iterator[Open]:
         def connect(**keys: Any) -> ResultStream:
             known = {"catch_up": out.catch_up_address, "timeout": 5.0}
             stream = stack.enter_context(ResultStream(out.results_address, **{**known, **keys}))
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + LONG_S
             seq = (out._ring.issued() or (0, 0))[1]
             while stream._last_live is None and time.monotonic() < deadline:
                 seq += 1
@@ -137,7 +139,7 @@ def test_a_silent_catch_up_holds_nothing_up_for_long(
         send(out, sent, lost=(begin + 4,))
         started = time.monotonic()
         assert stream.read(9) == sent[:4] + sent[5:]
-        assert 0.4 < time.monotonic() - started < 3.0
+        assert 0.4 < time.monotonic() - started < 20.0
         assert stream.gaps == [Gap(begin + 4, begin + 4, f"no answer from {address}")]
     without = open_stream(catch_up="")
     begin = next_seq(out)
@@ -278,12 +280,7 @@ def test_since_without_an_answer_says_so_and_goes_on(
 
 @pytest.mark.system
 def test_the_daemon_is_killed_and_started_again(tmp_path: Path) -> None:
-    ports = []
-    for _ in range(2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            ports.append(free.getsockname()[1])
-    results_at, catch_up_at = (f"tcp://127.0.0.1:{port}" for port in ports)
+    results_at, catch_up_at = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
     addresses = ["--results", results_at, "--catch-up", catch_up_at, "--folder", str(tmp_path)]
     with ResultStream(
         results_at, catch_up_at, since="start", timeout=10.0
@@ -307,7 +304,7 @@ def test_the_daemon_is_killed_and_started_again(tmp_path: Path) -> None:
 def test_async_iteration_and_a_cancelled_wait(
     out: publisher.Publisher, open_stream: Open, rng: np.random.Generator
 ) -> None:
-    stream = open_stream(timeout=0.5)
+    stream = open_stream(timeout=1.5)
     sent = results(rng, next_seq(out), 30)
 
     async def follow() -> list[AnyMessage]:
@@ -327,7 +324,7 @@ def test_latest_passes_over_what_came_before(
     assert stream.latest(0.05) is None
     sent = results(rng, next_seq(out), 20)
     send(out, sent)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + LONG_S
     newest = stream.latest(5.0)
     while newest != sent[-1] and time.monotonic() < deadline:
         newest = stream.latest(0.1)
@@ -384,7 +381,7 @@ def test_a_timeout_ends_the_iteration(out: publisher.Publisher) -> None:
     with ResultStream(out.results_address, timeout=0.2) as stream:
         begun = time.monotonic()
         assert list(stream) == []
-        assert 0.15 < time.monotonic() - begun < 2.0
+        assert 0.15 < time.monotonic() - begun < 20.0
 
 
 def test_a_subscriber_that_was_slow_loses_nothing(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from testkit.ports import free_address
+from testkit.process import LONG_S
 
 from daemon.sinks.simulator import Running, running, synthetic_result
 from grainwatch.commands.subscribe import row
@@ -40,7 +41,7 @@ def test_json_lines(simulator: Running) -> None:
         command(simulator, "--json", "--since", "start", "--count", "5"),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=LONG_S,
         check=True,
     )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -56,7 +57,7 @@ def test_lines_when_it_is_not_a_terminal_and_a_since_in_the_middle(simulator: Ru
         command(simulator, "--since", "20", "--count", "2", "--stream", "laue"),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=LONG_S,
         check=True,
     )
     first, second = done.stdout.splitlines()
@@ -84,7 +85,7 @@ def test_table_on_a_terminal(simulator: Running) -> None:
             break
         shown += part
     os.close(ours)
-    assert process.wait(30) == 0
+    assert process.wait(LONG_S) == 0
     text = shown.decode()
     assert "10 messages" in text
     assert "0 lost" in text
@@ -98,7 +99,7 @@ def test_ctrl_c_ends_it_without_a_traceback(simulator: Running) -> None:
         assert process.stdout is not None
         assert process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=LONG_S)
     assert process.returncode == 0
     assert errors == b""
 
@@ -116,9 +117,9 @@ def test_a_closed_pipe_ends_it_without_a_traceback(simulator: Running) -> None:
         # Health comes once a second and finds nobody reading.
         assert process.stderr is not None
         errors = process.stderr.read()
-        assert process.wait(10) == 0
+        assert process.wait(LONG_S) == 0
     assert errors == b""
-    assert time.monotonic() - begun < 8
+    assert time.monotonic() - begun < 30
 
 
 def test_what_cannot_be_is_one_line(simulator: Running) -> None:
@@ -126,16 +127,14 @@ def test_what_cannot_be_is_one_line(simulator: Running) -> None:
         (["--since", "f" * 32], 1, "grainwatch: no results of series ffff"),
         (["--catch-up", "nowhere"], 2, "grainwatch: catch_up: 'nowhere': expected an address"),
     ):
-        done = subprocess.run(command(simulator, *arguments), capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command(simulator, *arguments), capture_output=True, text=True, timeout=LONG_S)
         assert done.returncode == status
         assert done.stderr.startswith(message)
         assert len(done.stderr.splitlines()) == 1
 
 
 def test_nobody_there_is_said_once_and_waited_for() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    address = free_address()
     command = [str(Path(sys.executable).with_name("grainwatch")), "subscribe", address, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -143,7 +142,7 @@ def test_nobody_there_is_said_once_and_waited_for() -> None:
         assert process.poll() is None
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=10)
+        output, errors = process.communicate(timeout=LONG_S)
     assert (process.returncode, output, errors) == (0, "", "")
 
 

@@ -23,7 +23,7 @@ type = "replay"
 [streams.s.pipeline]
 type = "laue"
 """
-LONG_S = 20.0
+LONG_S = 60.0
 
 
 @pytest.fixture

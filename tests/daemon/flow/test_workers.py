@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from testkit.process import LONG_S, alive, eventually
 
 from daemon.flow.executor import Executor, Outcome
 from daemon.flow.local import LocalExecutor
@@ -41,7 +42,7 @@ def configuration(scratch: Path, workers: int = 2, daemon: str = "", pipeline: s
     return f"""
     [daemon]
     workers = {workers}
-    compute_timeout_s = 1.0
+    compute_timeout_s = 2.0
     {daemon}
     [ring]
     slots = 6
@@ -76,7 +77,7 @@ def frame(number: int, code: int = WELL, size: int = 20, **metadata: object) -> 
 
 
 def compute(workers: Executor, *frames: Frame) -> list[Outcome]:
-    return workers.submit("s", list(frames)).result(timeout=30)
+    return workers.submit("s", list(frames)).result(timeout=LONG_S)
 
 
 def reason(outcome: Outcome) -> str:
@@ -90,7 +91,7 @@ def test_frames_go_in_and_results_come_out_in_order(two: WorkersExecutor) -> Non
         while not two.free():
             time.sleep(0.001)
         futures.append(two.submit("s", [frame(k, size=10 + k) for k in range(n, n + 3)]))
-    outcomes = [o for f in futures for o in f.result(30)]
+    outcomes = [o for f in futures for o in f.result(LONG_S)]
     assert all(isinstance(o, LaueResult) for o in outcomes)
     assert [(o.key.frame, o.n_peaks) for o in outcomes if isinstance(o, LaueResult)] == [
         (n, 2 * (10 + n) ** 2 - 2) for n in range(60)
@@ -112,7 +113,7 @@ def test_compressed_images_are_decoded_by_the_worker(two: WorkersExecutor) -> No
 
 @pytest.mark.parametrize(
     ("code", "how"),
-    [(KILL, "SIGKILL"), (SEGFAULT, "SIGSEGV"), (EXIT, "exit status 7"), (HANG, "more than 1 s")],
+    [(KILL, "SIGKILL"), (SEGFAULT, "SIGSEGV"), (EXIT, "exit status 7"), (HANG, "more than 2 s")],
 )
 def test_a_frame_that_kills_workers_fails_alone(
     two: WorkersExecutor, tmp_path: Path, code: int, how: str
@@ -123,7 +124,7 @@ def test_a_frame_that_kills_workers_fails_alone(
     assert isinstance(outcomes[2], LaueResult)
     assert "worker died" in reason(outcomes[1])
     assert how in reason(outcomes[1])
-    assert all(isinstance(o, LaueResult) for o in behind.result(30))
+    assert all(isinstance(o, LaueResult) for o in behind.result(LONG_S))
     assert two.status().restarts == 2
     (kept,) = (tmp_path / "quarantine").glob("*.json")
     assert how in json.loads(kept.read_text())["reason"]
@@ -149,7 +150,7 @@ def test_a_worker_killed_from_outside_costs_no_frame(tmp_path: Path) -> None:
         futures.append(workers.submit("s", [frame(n)]))
         if n in (10, 25):
             os.kill(workers.pids()[n % 2], signal.SIGKILL)
-    assert all(isinstance(f.result(30)[0], LaueResult) for f in futures)
+    assert all(isinstance(f.result(LONG_S)[0], LaueResult) for f in futures)
     assert workers.status().restarts == 2
     workers.close()
 
@@ -237,7 +238,7 @@ def test_closing_from_two_threads_closes_once(two: WorkersExecutor) -> None:
         for closer in closers:
             closer.start()
         for closer in closers:
-            closer.join(30.0)
+            closer.join(LONG_S)
     finally:
         threading.excepthook = hook
     assert raised == []
@@ -251,7 +252,7 @@ def test_a_stop_leaves_no_process_and_no_open_future(tmp_path: Path) -> None:
     hanging = workers.submit("s", [frame(0, HANG)])
     begin = time.monotonic()
     workers.close()
-    assert time.monotonic() - begin < 6.0
+    assert time.monotonic() - begin < 30.0  # it hangs for 600 s
     assert isinstance(hanging.result(0)[0], Failure)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
@@ -280,7 +281,7 @@ time.sleep(60)
 
 def test_workers_go_with_a_front_that_is_killed_even_when_stuck(tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
-    config.write_bytes(configuration(tmp_path).replace(b"compute_timeout_s = 1.0", b"compute_timeout_s = 60"))
+    config.write_bytes(configuration(tmp_path).replace(b"compute_timeout_s = 2.0", b"compute_timeout_s = 60"))
     front = subprocess.Popen(
         [sys.executable, "-c", _FRONT.format(tests=str(SUPPORT)), str(config)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -293,19 +294,8 @@ def test_workers_go_with_a_front_that_is_killed_even_when_stuck(tmp_path: Path) 
     assert "grainwatch-ring" in mapped
     front.kill()
     _, said = front.communicate()
-    deadline = time.monotonic() + 1.0
-    while any(runs(pid) for pid in pids):
-        assert time.monotonic() < deadline, "a worker outlived its front by more than a second"
-        time.sleep(0.01)
+    eventually(lambda: not any(map(alive, pids)), message="a worker outlives its front")
     assert said == ""  # no complaint about leaked memory either
-
-
-def runs(pid: int) -> bool:
-    """Whether a process is more than a zombie that its new parent has not buried."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_workers_compute_on_one_core_each(two: WorkersExecutor) -> None:
@@ -356,7 +346,7 @@ def test_what_is_given_up_fails_as_a_fault_that_another_can_make_good(tmp_path: 
     workers.start()
     futures = [workers.submit("s", [frame(n)]) for n in range(4)]
     workers.give_up("something better came")
-    outcomes = [f.result(30)[0] for f in futures]
+    outcomes = [f.result(LONG_S)[0] for f in futures]
     workers.close()
     failed = [o for o in outcomes if isinstance(o, Failure)]
     assert all(isinstance(o, LaueResult) for o in outcomes[:2])  # in the worker's hands

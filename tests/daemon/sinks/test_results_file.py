@@ -14,6 +14,7 @@ import h5py
 import msgspec
 import numpy as np
 import pytest
+from testkit.process import eventually
 
 from daemon.sinks import results_file
 from daemon.sinks.base import SeriesClosed, SeriesOpened, SinkContext
@@ -179,17 +180,20 @@ def test_readable_within_a_second_while_written(
         assert len(plain["entry/frames/frame"]) == 21
 
 
+def numbered(folder: Path) -> int:
+    """How many results the files of a folder have by now."""
+    found = 0
+    for path in results_files(folder):
+        with ResultsFile(path) as file:
+            found += len(file.index()["seq"])
+    return found
+
+
 @pytest.mark.system
 def test_killed_in_the_middle_and_continued(tmp_path: Path) -> None:
     arguments = ["--folder", str(tmp_path), "--count", "100000", "--rate", "400"]
     with running(*arguments) as simulator:
-        deadline = time.monotonic() + 20
-        stored = 0
-        while stored < 200 and time.monotonic() < deadline:
-            time.sleep(0.2)
-            for path in results_files(tmp_path):
-                with ResultsFile(path) as file:
-                    stored = len(file.index()["seq"])
+        stored = int(eventually(lambda: n if (n := numbered(tmp_path)) >= 200 else 0))
         simulator.process.send_signal(signal.SIGKILL)
         simulator.process.wait()
     (path,) = results_files(tmp_path)
@@ -200,12 +204,9 @@ def test_killed_in_the_middle_and_continued(tmp_path: Path) -> None:
         assert len(results) >= stored
         assert [r.key.frame for r in results] == list(range(len(results)))
         assert len(file.crystals()["UB"]) >= 2 * len(results)
-    before = hashlib.sha256(path.read_bytes()).digest()
+    before, killed = hashlib.sha256(path.read_bytes()).digest(), numbered(tmp_path)
     with running("--folder", str(tmp_path), "--count", "10", "--rate", "1000", "--first-seq", "100001"):
-        deadline = time.monotonic() + 20
-        while len(results_files(tmp_path)) < 2 and time.monotonic() < deadline:
-            time.sleep(0.1)
-        time.sleep(0.3)
+        eventually(lambda: numbered(tmp_path) == killed + 10)
     first, second = results_files(tmp_path)
     assert sorted(p.stem.removeprefix(path.stem) for p in (first, second)) == ["", "-part2"]
     assert hashlib.sha256(path.read_bytes()).digest() == before

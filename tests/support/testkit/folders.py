@@ -17,6 +17,7 @@ from daemon.flow.series import SeriesTracker, Taken
 from daemon.sources.base import Arrival, Bad, Event, Exhausted, Idle, SeriesEnd, SeriesStart, SourceContext
 from daemon.sources.folder.source import Config, open_source
 from grainwatch.config import ScanTable
+from testkit.process import LONG_S
 
 SHAPE = (8, 9)
 QUICK = {"poll_s": 0.02, "settle_s": 0.05, "patience_s": 0.6}
@@ -66,7 +67,7 @@ class FolderRun:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def until(self, what: Callable[[], Any], timeout: float = 20.0) -> None:
+    def until(self, what: Callable[[], Any], timeout: float = LONG_S) -> None:
         """Take in what comes until something is true."""
         deadline = time.monotonic() + timeout
         while not what():
@@ -91,7 +92,7 @@ class FolderRun:
         while time.monotonic() < deadline:
             self.step()
 
-    def frames(self, n: int, timeout: float = 20.0) -> list[tuple[str, int, int]]:
+    def frames(self, n: int, timeout: float = LONG_S) -> list[tuple[str, int, int]]:
         """Wait for n frames; return the series, number and value of all."""
         self.until(lambda: len(self.taken) >= n, timeout)
         return self.seen
@@ -133,7 +134,7 @@ class FolderRun:
         assert total["received"] == sum(total[k] for k in ends), total
         return total
 
-    def to_the_end(self, timeout: float = 20.0) -> Self:
+    def to_the_end(self, timeout: float = LONG_S) -> Self:
         """Take in what comes until the source is exhausted."""
         self.until(lambda: self.events and isinstance(self.events[-1], Exhausted), timeout)
         return self

@@ -17,7 +17,8 @@ from daemon.flow.ledger import Ledger
 from daemon.flow.series import SeriesTracker, Taken
 from daemon.sources.base import Bad, Event, Idle, SeriesEnd, SeriesStart, SourceContext
 from daemon.sources.push.source import Config, open_source
-from grainwatch.push_wire import VERSION, FromDaemon, FromSender, Hello, pack, read_from_daemon
+from grainwatch.push_wire import VERSION, FromDaemon, FromSender, Hello, Ping, pack, read_from_daemon
+from testkit.process import LONG_S
 
 
 class Receiver:
@@ -43,7 +44,7 @@ class Receiver:
     def __exit__(self, *_: object) -> None:
         self.open.set()
         self._stop.set()
-        self._thread.join(20)
+        self._thread.join(LONG_S)
         assert not self._thread.is_alive()
         self.source.close()
         self.ledger.close()
@@ -113,15 +114,17 @@ class RawSender:
         return self.ask(Hello(VERSION, "raw"))
 
     def ask(self, *parts: FromSender | bytes) -> FromDaemon:
-        """Send and wait for an answer."""
+        """Send and wait for an answer; a ping, which comes when it was silent for long, is none."""
         self.say(*parts)
-        return self.answer()
+        while isinstance(answer := self.answer(), Ping):
+            pass
+        return answer
 
     def say(self, *parts: FromSender | bytes) -> None:
         """Send."""
         self.socket.send_multipart([p if isinstance(p, bytes) else pack(p) for p in parts])
 
-    def answer(self, timeout_s: float = 20.0) -> FromDaemon:
+    def answer(self, timeout_s: float = LONG_S) -> FromDaemon:
         """Wait for an answer."""
         assert self.socket.poll(round(1000 * timeout_s)), "no answer"
         return read_from_daemon(self.socket.recv())
@@ -151,7 +154,7 @@ def tiff(pixels: npt.NDArray[np.uint16], shape: tuple[int, int] | None = None) -
     return struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + directory + bytes(4)
 
 
-def wait_for(what: Any, timeout: float = 20.0) -> Any:
+def wait_for(what: Any, timeout: float = LONG_S) -> Any:
     """Wait until `what` returns something true."""
     deadline = time.monotonic() + timeout
     while not (found := what()):

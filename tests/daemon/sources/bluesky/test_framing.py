@@ -193,7 +193,7 @@ def test_the_simulator_sends_what_event_model_demands(tmp_path: Path, folder: bo
     sent: list[tuple[str, Any]] = []
     with zmq.Context() as context, context.socket(zmq.SUB) as subscriber, ThreadPoolExecutor() as pool:
         subscriber.setsockopt(zmq.SUBSCRIBE, b"")
-        subscriber.setsockopt(zmq.RCVTIMEO, 20_000)
+        subscriber.setsockopt(zmq.RCVTIMEO, 60_000)
         subscriber.connect(simulator.address)
         report = pool.submit(simulator.run)
         while not sent or sent[-1][0] != "stop":

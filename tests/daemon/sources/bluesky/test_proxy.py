@@ -131,14 +131,15 @@ def test_garbage_on_the_port_of_the_proxy_is_counted_and_harms_nothing(
                 scanner.send(message)
             return {type(e) for e in listener.events} == {Bad} and len(listener.events) >= 4
 
-        eventually(heard, timeout=30)
+        eventually(heard)
     finally:
         context.destroy(linger=0)
     reasons = {e.reason for e in listener.events if isinstance(e, Bad)}
     assert any("is not 'prefix name document'" in r for r in reasons)
     assert any("start: is neither a msgpack map nor a JSON object" in r for r in reasons)
     assert any("event: pickled document refused, because a pickle runs any code" in r for r in reasons)
-    assert listener.source.refused == sum(isinstance(e, Bad) for e in listener.events)
+    # More of it may be on its way still.
+    eventually(lambda: listener.source.refused == sum(isinstance(e, Bad) for e in list(listener.events)))
     run = beamline.run("grid", shape=[3, 2])["runs"][0]
     assert sum(isinstance(e, Arrival) for e in listener.of(run)) == 6
 
@@ -150,11 +151,11 @@ def test_a_proxy_that_comes_back_is_used_again(beamline: Beamline, caplog: pytes
         assert listener.source.problem == ""
         beamline.kill_proxy()
         eventually(lambda: "waiting for" in listener.source.describe())
-        eventually(lambda: listener.source.problem, timeout=20)
+        eventually(lambda: listener.source.problem)
         assert listener.source.problem == f"no proxy answers at {beamline.address}"
         beamline.start_proxy()
         beamline.wait_until_heard(listener.seen)
-        assert listener.source.problem == ""
+        eventually(lambda: listener.source.problem == "")
         run = beamline.run("grid", shape=[3, 2])["runs"][0]
         assert sum(isinstance(e, Arrival) for e in listener.of(run)) == 6
     assert "went away; what is published until it is back is lost" in caplog.text
@@ -178,7 +179,7 @@ def test_an_encrypted_proxy(tmp_path: Path) -> None:
             run = beamline.run("grid", shape=[3, 2])["runs"][0]
             assert sum(isinstance(e, Arrival) for e in listener.of(run)) == 6
             assert other.seen() == 0
-            eventually(lambda: "(or it refuses our key)" in other.source.problem, timeout=20)
+            eventually(lambda: "(or it refuses our key)" in other.source.problem)
 
 
 def test_the_simulator_plays_to_a_proxy_and_in_its_place(beamline: Beamline, tmp_path: Path) -> None:

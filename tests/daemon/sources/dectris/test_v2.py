@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
+from testkit.process import LONG_S
 
 from daemon.sources.base import Arrival, Bad, Event, Idle, SeriesEnd, SeriesStart
 from daemon.sources.dectris.v2 import Config, open_source
@@ -35,7 +36,7 @@ def opened(**config: Any) -> Iterator[ZmqSource]:
         source.close()
 
 
-def collect(source: ZmqSource, ends: int = 1, timeout_s: float = 10.0) -> list[Event]:
+def collect(source: ZmqSource, ends: int = 1, timeout_s: float = LONG_S) -> list[Event]:
     """Return all events but `Idle` until so many series ended."""
     events: list[Event] = []
     until = time.monotonic() + timeout_s
@@ -75,7 +76,7 @@ def test_frames_that_are_made_while_they_are_sent() -> None:
 
     def slowly() -> Iterator[np.ndarray[Any, Any]]:
         yield from FRAMES[:2]
-        assert go_on.wait(10)
+        assert go_on.wait(LONG_S)
         yield from FRAMES[2:]
 
     options = Options(address=LOOPBACK, rate_hz=0)
@@ -91,7 +92,7 @@ def test_frames_that_are_made_while_they_are_sent() -> None:
                         go_on.set()
                 elif isinstance(event, SeriesEnd):
                     break
-        assert report.result(10).complete
+        assert report.result(LONG_S).complete
     assert seen == [0, 1, 2, 3, 4]
 
 
@@ -134,15 +135,15 @@ def test_the_rate_is_that_of_the_schedule() -> None:
         collect(source)
         began = time.monotonic()
     sent = report.result()
-    assert 0.48 <= sent.seconds < 2.0
-    assert time.monotonic() - began < 2.0
+    assert 0.48 <= sent.seconds < 5.0
+    assert time.monotonic() - began < 5.0
     assert sent.cpu_s < sent.seconds
 
 
 def test_push_deals_out_and_a_second_reader_takes_its_share() -> None:
     """Why there are roles: two PULL sockets on a detector get half of the messages each."""
     with (
-        simulated(FRAMES, rate_hz=100.0, count=40) as (address, report),
+        simulated(FRAMES, rate_hz=100.0, count=120) as (address, report),
         opened(address=address) as first,
         opened(address=address) as second,
     ):
@@ -152,7 +153,7 @@ def test_push_deals_out_and_a_second_reader_takes_its_share() -> None:
                 itertools.takewhile(lambda e: not (isinstance(e, Idle) and report.done()), source.events())
             )
             shares.append([e.frame for e in events if isinstance(e, Arrival)])
-    assert sorted(shares[0] + shares[1]) == list(range(40))
+    assert sorted(shares[0] + shares[1]) == list(range(120))
     assert min(map(len, shares)) >= 10
 
 
@@ -160,7 +161,7 @@ def test_a_tap_hears_what_the_primary_published_again() -> None:
     with opened(address=LOOPBACK, bind=True, republish=LOOPBACK) as primary:
         output = primary.republished_at
         with opened(address=output, role="tap") as tap, bare_push(primary.address) as push:
-            until = time.monotonic() + 10
+            until = time.monotonic() + LONG_S
             heard = Idle()
             while isinstance(heard, Idle):  # a subscription takes a moment
                 assert time.monotonic() < until
@@ -179,8 +180,8 @@ def test_it_waits_when_nobody_reads_and_loses_nothing() -> None:
     with simulated(big, **options) as (address, report):
         time.sleep(0.3)
         assert not report.done()  # not even the start has gone: there is no reader
+        before = time.time()
         with opened(address=address, high_water_mark=1) as source:
-            connected = time.time()
             events = source.events()
             assert isinstance(next(e for e in events if not isinstance(e, Idle)), SeriesStart)
             time.sleep(0.5)
@@ -188,7 +189,7 @@ def test_it_waits_when_nobody_reads_and_loses_nothing() -> None:
             rest = collect(source)
     arrivals = [e for e in rest if isinstance(e, Arrival)]
     assert [a.frame for a in arrivals] == list(range(60))
-    assert arrivals[0].acquired == pytest.approx(connected, abs=0.25)  # the wait is no part of the series
+    assert arrivals[0].acquired >= before  # the wait is no part of the series
     assert report.result().complete
 
 
@@ -197,7 +198,7 @@ def test_no_reader_in_time() -> None:
     report = run_simulator(FRAMES, Options(address=LOOPBACK, peer_timeout_s=0.2))
     assert not report.complete
     assert report.images == 0
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 def test_bad_messages_between_good_ones() -> None:
@@ -238,7 +239,7 @@ def test_idle_comes_in_time() -> None:
         events = source.events()
         began = time.monotonic()
         assert [type(next(events)) for _ in range(3)] == [Idle] * 3
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 5.0
 
 
 def test_a_closed_source_ends() -> None:

@@ -24,7 +24,7 @@ from pipelines.frame import BadFrame
 def test_a_share_that_goes_away_and_comes_back(data: Path, state: Path) -> None:
     away = data.parent / "elsewhere"
     half = tif(2, state.parent)[:60]
-    with FolderRun(state, data / "*.tif", series_idle_s=1.5, patience_s=1.5) as run:
+    with FolderRun(state, data / "*.tif", series_idle_s=2.5, patience_s=2.5) as run:
         for n in range(2):
             write_tif(data / f"a_{n}.tif", n)
         run.frames(2)
@@ -32,7 +32,7 @@ def test_a_share_that_goes_away_and_comes_back(data: Path, state: Path) -> None:
         run.until(lambda: "a_2.tif" in run.source.problem)
         data.rename(away)
         run.until(lambda: run.source.problem.startswith(f"{data} cannot be read: no such file"))
-        run.for_a_while(1.8)  # nobody's patience ends, nor a series, because a share is away
+        run.for_a_while(2.8)  # nobody's patience ends, nor a series, because a share is away
         assert run.bad == []
         assert run.ends == []
         write_tif(away / "a_3.tif", 3)
@@ -41,7 +41,7 @@ def test_a_share_that_goes_away_and_comes_back(data: Path, state: Path) -> None:
         write_tif(data / "a_2.tif", 2)
         run.frames(4)
         assert run.numbers == [0, 1, 3, 2]
-        assert run.source.problem == ""
+        run.until(lambda: run.source.problem == "")
         assert run.totals == run.totals | {"received": 4, "done": 4, "missing": 0}
 
 
@@ -50,7 +50,7 @@ def test_a_share_that_is_not_there_at_the_start(data: Path, state: Path) -> None
         run.until(lambda: f"{data}/later cannot be read: no such file or directory" in run.source.problem)
         write_tif(data / "later" / "a_0.tif", 0)
         run.frames(1)
-        assert run.source.problem == ""
+        run.until(lambda: run.source.problem == "")
 
 
 def test_the_empty_folder_below_a_share_is_not_the_share(data: Path, state: Path) -> None:
@@ -63,7 +63,7 @@ def test_the_empty_folder_below_a_share_is_not_the_share(data: Path, state: Path
     mount = data.parent / "mount"
     mount.symlink_to(data)
     try:
-        with FolderRun(state, mount / "*.tif", series_idle_s=1.0) as run:
+        with FolderRun(state, mount / "*.tif", series_idle_s=5.0) as run:
             write_tif(data / "a_0.tif", 0)
             run.frames(1)
             mount.unlink()
@@ -123,7 +123,7 @@ def test_a_share_that_hangs_holds_up_nobody(data: Path, state: Path, monkeypatch
     began = time.monotonic()
     run.step()  # a sign of life
     run.stop()
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - began < 30.0
     assert run.taken == []
     answers.set()
     with FolderRun(state, data) as run:

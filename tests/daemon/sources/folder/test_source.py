@@ -46,7 +46,7 @@ def test_what_lies_there_is_taken_in_order_with_gaps(data: Path, state: Path) ->
         assert first.metadata["file"] == str(data / "scan_1.tif")
         totals = run.totals
         assert (totals["received"], totals["done"], totals["missing"]) == (4, 4, 6)
-        assert run.source.problem == ""
+        run.until(lambda: run.source.problem == "")
         assert run.source.describe() == f"folder {data}, 4 images taken"
         assert isinstance(run.step(), Idle)
 
@@ -125,7 +125,7 @@ def test_one_series_for_a_folder_or_for_all(data: Path, state: Path) -> None:
 @pytest.mark.parametrize("how", ["idle", "file", "number"])
 def test_what_ends_a_series(data: Path, state: Path, how: str) -> None:
     config: dict[str, Any] = {
-        "idle": {"series_idle_s": 0.3},
+        "idle": {"series_idle_s": 1.0},
         "file": {"end_file": "*.done"},
         "number": {"frames_per_series": 3},
     }[how]

@@ -53,7 +53,7 @@ def test_a_writer_that_pauses_longer_than_a_file_must_stand_still(data: Path, st
 def test_a_file_that_has_its_size_from_the_start(data: Path, state: Path) -> None:
     """As writers on SMB shares do: it could be read at any time, and would have zeros in it."""
     whole = tif(7, state.parent, (64, 64))
-    with FolderRun(state, data, settle_s=1.0) as run, (data / "a_0.tif").open("wb", buffering=0) as file:
+    with FolderRun(state, data, settle_s=2.0) as run, (data / "a_0.tif").open("wb", buffering=0) as file:
         file.truncate(len(whole))
         for at in range(0, len(whole), 1024):
             file.seek(at)
@@ -80,7 +80,7 @@ def test_what_is_never_complete_fails_by_its_name(data: Path, state: Path, conte
         assert bad.reason.startswith(f"{data}/a_1.tif: cannot be read as an image")
         assert bad.frame == 1
         run.for_a_while(0.2)
-        assert run.source.problem == ""
+        run.until(lambda: run.source.problem == "")
         write_tif(data / "a_3.tif", 3)
         run.frames(3)
         assert run.totals == run.totals | {"received": 4, "done": 3, "failed": 1, "missing": 0}
@@ -336,7 +336,7 @@ def test_a_file_that_was_read_may_go(data: Path, state: Path) -> None:
             run.frames(n + 1)
             path.unlink()
         assert run.totals == run.totals | {"received": 5, "done": 5, "missing": 0}
-        assert run.source.problem == ""
+        run.until(lambda: run.source.problem == "")
 
 
 def without_override(what: Callable[[], None]) -> None:
