@@ -80,18 +80,21 @@ def test_for_ever_until_closed(folder: Path) -> None:
 
 
 def test_rate_and_idle(folder: Path) -> None:
-    source = open_source(Config(files=(str(folder / "img_1.tif"),), repeat=3, rate_hz=4.0), "laue")
-    began = last = time.monotonic()
-    arrived = []
+    source = open_source(Config(files=(str(folder / "img_1.tif"),), repeat=3, rate_hz=1.0), "laue")
+    arrived, idled = [], [0, 0, 0]
     for event in source.events():
-        assert time.monotonic() - last < 0.25  # something comes at least every 0.2 s
-        last = time.monotonic()
         if isinstance(event, Arrival):
-            arrived.append(last - began)
+            arrived.append(time.monotonic())
+        elif isinstance(event, Idle):
+            idled[len(arrived) - 1] += 1
         if isinstance(event, Exhausted):
             break
     source.close()
-    assert np.diff(arrived) == pytest.approx([0.25, 0.25], abs=0.08)
+    # What comes late, on a machine that is busy, does not delay the next.
+    assert np.diff(arrived) == pytest.approx([1.0, 1.0], abs=0.5)
+    assert arrived[2] - arrived[0] > 1.5
+    # Something comes every 0.1 s, and not all the time.
+    assert all(4 <= n <= 12 for n in idled[:2])
 
 
 def test_after_the_end_it_idles_until_closed(folder: Path) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from fabio.cbfimage import CbfImage
 from fabio.edfimage import EdfImage
+from testkit.process import LONG_S
 from testkit.push import RawSender, Receiver, tiff, wait_for
 
 from daemon.sources.base import SourceContext
@@ -167,20 +168,20 @@ def test_a_reader_that_dies_costs_one_frame_at_most(tmp_path: Path) -> None:
     with Receiver(tmp_path) as receiver:
         with ImagePusher(receiver.address, "scan") as pusher:
             pusher.push_file(tmp_path / "a.tif", 0)
-            assert pusher.flush(30)
+            assert pusher.flush(LONG_S)
             process = receiver.source._reader._process
             assert process is not None
             os.kill(process.pid, signal.SIGKILL)  # while it does nothing
             process.wait()
             pusher.push_file(tmp_path / "a.tif", 1, name="b.tif")
-            assert pusher.flush(30)
+            assert pusher.flush(LONG_S)
             process = receiver.source._reader._process
             assert process is not None
             os.kill(process.pid, signal.SIGSTOP)  # it will be in the middle of a file
             pusher.push_file(tmp_path / "a.tif", 2, name="c.tif")
             assert not pusher.flush(0.5)
             os.kill(process.pid, signal.SIGKILL)
-            assert pusher.flush(30)
+            assert pusher.flush(LONG_S)
             pusher.push_file(tmp_path / "a.tif", 3, name="d.tif")
         assert receiver.numbers == [0, 1, 3]
         assert "c.tif: the reader of files died of it (signal 9)" in pusher.problems[0].reason
@@ -191,7 +192,7 @@ def test_a_file_that_takes_for_ever_is_given_up(tmp_path: Path) -> None:
     with Receiver(tmp_path, read_timeout_s=1.0) as receiver:
         with ImagePusher(receiver.address, "scan") as pusher:
             pusher.push_file(tmp_path / "a.tif", 0)
-            assert pusher.flush(30)
+            assert pusher.flush(LONG_S)
             process = receiver.source._reader._process
             assert process is not None
             os.kill(process.pid, signal.SIGSTOP)
@@ -209,13 +210,13 @@ def test_nothing_is_acknowledged_that_the_accounts_have_not(tmp_path: Path) -> N
             daemon=True, target=lambda: [pusher.push_array(pixels(n), n) for n in range(10)]
         )
         sending.start()
-        wait_for(lambda: len(receiver.frames) == 1)
+        wait_for(lambda: len(receiver.frames) == 1 and len(pusher._on_the_way) == 3)
         time.sleep(0.3)
         assert sending.is_alive()
         assert pusher.counts["taken"] == 0
         assert len(pusher._on_the_way) == 3
         receiver.open.set()
-        sending.join(20)
+        sending.join(LONG_S)
         pusher.end()
         pusher.close()
         assert receiver.numbers == list(range(10))
@@ -255,7 +256,7 @@ def test_a_number_stands_for_one_image(tmp_path: Path) -> None:
     with Receiver(tmp_path) as receiver:
         with ImagePusher(receiver.address, "scan", first=3) as pusher:
             pusher.push_array(pixels(3), 3, name="one")
-            assert pusher.flush(20)
+            assert pusher.flush(LONG_S)
             pusher.push_array(pixels(99), 3, name="another")
             pusher.push_array(pixels(2), 2, name="below")
             pusher.push_array(pixels(2), 10_000_000, name="beyond")
@@ -288,7 +289,7 @@ def test_a_sender_waits_for_its_turn(tmp_path: Path) -> None:
         first.end()
         first.close()
         for other in others:
-            other.join(20)
+            other.join(LONG_S)
             assert not other.is_alive()
         assert receiver.series[:2] == ["start one", "end one"]
         assert sorted(receiver.series[2:]) == sorted(["start two", "end two", "start three", "end three"])
@@ -405,10 +406,10 @@ def test_a_flood_harms_nobody_else(tmp_path: Path) -> None:
         flooding.start()
         wait_for(lambda: sent[0] > 500)
         good = push_arrays(receiver, "good", range(50))
-        wait_for(lambda: sent[0] > 6000, 60)
+        wait_for(lambda: sent[0] > 6000)
         more = push_arrays(receiver, "more", range(50))
         stop.set()
-        flooding.join(20)
+        flooding.join(LONG_S)
         assert good.counts["taken"] == more.counts["taken"] == 50
         wait_for(lambda: receiver.source._desk.unreadable > 500)
         assert 1 <= len(receiver.bad) < 60  # summed up, not one by one
@@ -468,15 +469,15 @@ def test_what_answers_is_no_image_port(tmp_path: Path) -> None:
     with zmq.Context() as context, context.socket(zmq.PUB) as results, context.socket(zmq.ROUTER) as catch_up:
         ports = [socket.bind_to_random_port("tcp://127.0.0.1") for socket in (results, catch_up)]
         nobody = ImagePusher("tcp://127.0.0.1:1", patience_s=0.3)
-        publisher = ImagePusher(f"tcp://127.0.0.1:{ports[0]}", patience_s=1.0)
+        publisher = ImagePusher(f"tcp://127.0.0.1:{ports[0]}", patience_s=2.0)
         for pusher, why in ((nobody, "nothing answers at"), (publisher, "is no image port")):
             with pytest.raises(PushError, match=why):
                 pusher.begin()
             pusher.close()
-        other = ImagePusher(f"tcp://127.0.0.1:{ports[1]}", patience_s=2.0)
+        other = ImagePusher(f"tcp://127.0.0.1:{ports[1]}", patience_s=3.0)
 
         def answer_json() -> None:
-            if catch_up.poll(10_000):
+            if catch_up.poll(60_000):
                 sender, *_ = catch_up.recv_multipart()
                 catch_up.send_multipart([sender, b'{"status": "error"}'])
 
@@ -485,7 +486,7 @@ def test_what_answers_is_no_image_port(tmp_path: Path) -> None:
         with pytest.raises(PushError, match="is no image port"):
             other.begin()
         other.close()
-        answering.join(20)
+        answering.join(LONG_S)
     with pytest.raises(ConfigError, match="expected an address"):
         ImagePusher("nonsense")
 
