@@ -9,9 +9,15 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_TRUTH = "third-party Laue frames are absent: run `make data` or set GRAINWATCH_DATA"
+
+
+# How long an example takes says how busy the machine is; all else is as hypothesis has it here.
+settings.register_profile("busy", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 def data_dir() -> Path | None:

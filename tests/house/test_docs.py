@@ -154,7 +154,7 @@ def script_of(document: Path, ports: dict[str, str]) -> str:
     return text
 
 
-def run(script: str, folder: Path, timeout_s: float = 120.0) -> str:
+def run(script: str, folder: Path, timeout_s: float = 240.0) -> str:
     """Run a script in a folder that looks like a checkout; whatever it starts ends with it."""
     for shown in ("docs", "tests", "deploy"):
         if not (folder / shown).exists():

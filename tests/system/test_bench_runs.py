@@ -19,7 +19,7 @@ pytestmark = pytest.mark.system
 @pytest.mark.parametrize("name", [bench.name for bench in BENCHES])
 def test_short_form(name: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench", name, "--quick", "--out", str(tmp_path)]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=150)
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=280)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     document = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
     assert document["errors"] == {}
@@ -35,7 +35,7 @@ def test_lauetools_short_form(tmp_path: Path) -> None:
     (tmp_path / "venv").symlink_to(ROOT / ".peers" / "venv", target_is_directory=True)
     command = [sys.executable, "-m", "bench.peers", "--quick", "--patterns", "1", "--folder", str(tmp_path)]
     command += ["--out", str(tmp_path / "table")]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=170)
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=280)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     figures = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["figures"]
     assert figures["lauetools.index.Cu.1.found"]["text"] == "LaueTools 1 of 1, told the number"

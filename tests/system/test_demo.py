@@ -7,6 +7,8 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib.image
@@ -29,6 +31,13 @@ ACCOUNTS = re.compile(
 )
 
 
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder with a short name: a daemon's socket, further below, may have a path of 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="gw-") as folder:
+        yield Path(folder)
+
+
 def crystals(text: str) -> list[re.Match[str]]:
     return [found for line in text.splitlines() if (found := LINE.fullmatch(line))]
 
@@ -41,7 +50,7 @@ def run(tmp_path: Path, *options: str, **environment: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=150,
+        timeout=240,
         cwd=tmp_path,
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr
