@@ -158,12 +158,15 @@ def _kind(hint: Any) -> str:
 def _default(field: msgspec.structs.FieldInfo) -> str:
     if field.required:
         return "required"
-    value = field.default
+    made = field.default_factory
+    value = field.default if made is msgspec.NODEFAULT else made()
     if value is None:
         return "none"
     if isinstance(value, EdgeTable):
         pairs = ", ".join(f"{k} = {json.dumps(v)}" for k, v in msgspec.structs.asdict(value).items())
         return f"`{{ {pairs} }}`"
+    if isinstance(value, Table):
+        return "as below"
     return f"`{json.dumps(value)}`"
 
 

@@ -71,15 +71,18 @@ class AcquisitionTable(Table, frozen=True, kw_only=True):
     pixel_size_um : float, optional
         Width of a pixel.
     detector : str
+        Its name.
     voltage_kV : float, optional
+        Of the beam.
     working_distance_mm : float, optional
+        From the lens to the sample.
     data_bar_px : int, optional
         Rows of the data bar at the bottom; 0 for none. Without it the bar is looked for.
     keys : mapping
         What the stream's metadata (NDAttributes for example) call `pixel_size_um`, `detector`,
         `voltage_kV`, `working_distance_mm`, `data_bar_px`, `vendor`, `instrument`, if not so.
     factors : mapping
-        By what those numbers are to be multiplied: {pixel_size_um = 0.001} for nm.
+        By what those numbers are to be multiplied: `{ pixel_size_um = 0.001 }` for nm.
     """
 
     pixel_size_um: float | None = None

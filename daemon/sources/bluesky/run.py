@@ -20,8 +20,9 @@ from daemon.sources.base import Arrival, Bad, Event, SeriesEnd, SeriesStart
 from daemon.sources.bluesky.assets import Asset
 from daemon.sources.bluesky.hdf5 import NotYet
 from daemon.sources.bluesky.scan import PlanGrid, PlanWalk, number, plan_fields, plan_grid
-from daemon.sources.fields import shown
+from daemon.sources.fields import LARGEST, is_name, shown
 from pipelines.frame import BadFrame, Image, PlainImage
+from pipelines.micrograph.frame_acquisition import KEYS
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +124,7 @@ class Run:
         self.fields = self.grid.fields if self.grid else tuple(reversed(fields)) if len(fields) <= 3 else ()
         self.queues: dict[str, Queue] = {}
         self._start = start
+        self._acquisition = _acquisition(start)
         self._walk = PlanWalk(self.grid) if self.grid else None
         self._per_event = 0
         self._events: int | None = None
@@ -284,7 +286,7 @@ class Run:
     ) -> Arrival:
         self._highest = max(self._highest, seq_num)
         position = joined.position if joined else None
-        metadata: dict[str, Any] = {"run": self.uid, "seq_num": seq_num}
+        metadata: dict[str, Any] = {"run": self.uid, "seq_num": seq_num, **self._acquisition}
         if position is not None:
             metadata["motors"] = dict(zip(descriptor.fields, position, strict=True))
         return Arrival(
@@ -345,6 +347,12 @@ def _pixels(value: Any, pixel_type: str) -> npt.NDArray[Any]:
     if pixels.dtype.itemsize > 8:
         raise BadFrame(f"image of {pixels.dtype}, expected numbers of up to 64 bits")
     return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
+
+
+def _acquisition(start: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the start document says of how micrographs are taken: it goes with each frame."""
+    said = ((key, start.get(key)) for key in KEYS)
+    return {k: v for k, v in said if is_name(v) or (isinstance(v, int | float) and abs(v) <= LARGEST)}
 
 
 def _metadata(start: Mapping[str, Any]) -> dict[str, Any]:

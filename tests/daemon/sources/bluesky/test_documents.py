@@ -103,6 +103,16 @@ def reasons(events: list[Event]) -> list[str]:
 # A run and its place.
 
 
+def test_how_micrographs_are_taken_goes_with_each_frame() -> None:
+    bench = Bench()
+    said = {"pixel_size_um": 0.25, "detector": "BSE", "data_bar_px": 0}
+    bench.start(**said, vendor="x" * 999, voltage_kV=10**40, instrument=["no text"])
+    bench.describe()
+    _, first = bench.event(1, camera=image(9), x=1.0, y=0.0)
+    assert isinstance(first, Arrival)
+    assert first.metadata == {"run": "r", "seq_num": 1, "motors": {"x": 1.0, "y": 0.0}, **said}
+
+
 def test_an_event_with_its_image_and_where_it_was_taken() -> None:
     bench = Bench()
     assert bench.start() + bench.describe() == []
