@@ -22,7 +22,8 @@ _PHASE = (
     "free_path_um",
     "free_path_spread_um",
 )
-_NOVELTY = ("typicality", "novel", "latent_distance", "code_divergence_bits", "bits_per_code")
+_DISTANCES = ("latent_distance", "image_distance")
+_NOVELTY = ("typicality", "novel", *_DISTANCES, "code_divergence_bits", "bits_per_code")
 _VOIGT = (("xx", 0, 0), ("yy", 1, 1), ("zz", 2, 2), ("yz", 1, 2), ("xz", 0, 2), ("xy", 0, 1))
 
 

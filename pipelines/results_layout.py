@@ -90,6 +90,7 @@ MICROGRAPHS = {
     "typicality": Column("<f8"),
     "novel": Column("|u1"),
     "latent_distance": Column("<f8"),
+    "image_distance": Column("<f8"),
     "code_divergence_bits": Column("<f8", (), "bit"),
     "bits_per_code": Column("<f8", (), "bit"),
 }

@@ -276,7 +276,8 @@ class ResultsWriter:
         of_statistics = ("mean", "std", "entropy_bits", "sharpness", "dark_share", "bright_share")
         of_phases = ("fraction", "fraction_spread", "free_path_px", "free_path_spread_px")
         of_lengths = ("free_path_um", "free_path_spread_um")
-        of_novelty = ("typicality", "latent_distance", "code_divergence_bits", "bits_per_code")
+        of_distances = ("latent_distance", "image_distance")
+        of_novelty = ("typicality", *of_distances, "code_divergence_bits", "bits_per_code")
         self._micrographs.add(
             frame=message.key.frame,
             channel=self._names["channel"].code(message.key.channel),

@@ -180,7 +180,7 @@ def synthetic_micrograph(
             none_of_these=False,
             patches=n,
         ),
-        novelty=Novelty(0.4, False, 0.05, 1.1, 0.02, 6.9),
+        novelty=Novelty(0.4, False, 0.05, 1.1, 0.9, 0.02, 6.9),
         neighbours=(Neighbour(FrameKey(source, series_uid, max(frame - 1, 0)), 0.8),),
         flags=() if pixel_size_um else ("pixel_size_unknown",),
     )

@@ -69,6 +69,9 @@ class Fingerprint(msgspec.Struct, frozen=True):
         Of a VQ-VAE: the codebook entry of each 8 x 8 px of each patch.
     codebook : int
         Entries of the codebook; 0 without one.
+    whitened : ArrayData, (k,) float32, or None
+        `vector` in standard deviations of the training patches, along their main directions: what distances
+        between images are measured in. None where the model does not have these.
     """
 
     model: ModelInfo
@@ -77,6 +80,7 @@ class Fingerprint(msgspec.Struct, frozen=True):
     spread: ArrayData
     codes: ArrayData | None = None
     codebook: int = 0
+    whitened: ArrayData | None = None
 
 
 class PhaseMorphology(msgspec.Struct, frozen=True):
@@ -175,9 +179,12 @@ class Novelty(msgspec.Struct, frozen=True):
     level : float
         So many images of the trained kind are called novel.
     latent_distance : float
-        Mean distance of the patches to the nearest training patches, in standard deviations.
+        Mean distance of the patches to the nearest training patches, in standard deviations of patches.
+    image_distance : float
+        Of their mean from those of the training images, in standard deviations of images.
     code_divergence_bits : float or None
-        Jensen-Shannon divergence of the code histogram from that of the training images; None without codes.
+        Jensen-Shannon divergence of the code histogram from the nearest one that has what those of the
+        training images have in common; None without codes.
     bits_per_code : float or None
         What the PixelCNN needs for the code map, under the best condition; None without one.
     """
@@ -186,6 +193,7 @@ class Novelty(msgspec.Struct, frozen=True):
     novel: bool
     level: float
     latent_distance: float
+    image_distance: float
     code_divergence_bits: float | None = None
     bits_per_code: float | None = None
 
@@ -221,7 +229,9 @@ class MicrographResult(FrameResult, frozen=True, tag="grainwatch.micrograph/1", 
         None without a PixelCNN that knows conditions.
     novelty : Novelty or None
     neighbours : tuple of Neighbour
-        The nearest first, among what the stream has shown since the daemon started.
+        The nearest first, among the last 10,000 images that the stream has shown to the same model.
+    remarks : tuple of str
+        What `flags` mean here, in words: which place says which pixel size, what is out of domain.
     """
 
     SCHEMA: ClassVar[str] = "grainwatch.micrograph/1"
@@ -237,6 +247,7 @@ class MicrographResult(FrameResult, frozen=True, tag="grainwatch.micrograph/1", 
     posterior: ProcessPosterior | None = None
     novelty: Novelty | None = None
     neighbours: tuple[Neighbour, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 class ChangeReport(Message, frozen=True, tag="grainwatch.change/1", kw_only=True):

@@ -133,6 +133,11 @@ class DriftAlarm:
         self._last = np.zeros(self._size)
         self._products, self._squares, self._pairs = 0.0, 0.0, 0
 
+    @property
+    def learning(self) -> bool:
+        """Whether too little was seen to say anything."""
+        return self._blocks <= max(_LEAST, self._size + 1)
+
     def learn(self, values: npt.ArrayLike) -> None:
         """Take values of images that are as they should be into the baseline, without judging them.
 

@@ -32,7 +32,7 @@ from pipelines.engines.bundle import DESCRIPTION, Bundle, BundleError
 from pipelines.micrograph.acquisition import Acquisition
 from pipelines.micrograph.image_statistics import STATISTICS
 from pipelines.micrograph.morphology import Phase
-from pipelines.micrograph.novelty import LatentSpace, NoveltyReference
+from pipelines.micrograph.novelty import CodeSpace, HeldOut, LatentSpace, NoveltyReference
 from pipelines.micrograph.posterior import PosteriorReference
 from pipelines.micrograph.preparation import PreparationParameters
 
@@ -115,7 +115,7 @@ class BundlePreparation(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 
 
 class NoveltyDecision(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The attributes of `NoveltyReference` of these names."""
+    """The attributes of `NoveltyReference` and `HeldOut` of these names."""
 
     level: float
     neighbours: int
@@ -186,7 +186,9 @@ def describe(parts: BundleParts) -> dict[str, dict[str, Any]]:
         codebook=parts.codebook,
         novelty=None
         if novelty is None
-        else NoveltyDecision(level=novelty.level, neighbours=novelty.neighbours, by_source=novelty.by_source),
+        else NoveltyDecision(
+            level=novelty.level, neighbours=novelty.neighbours, by_source=novelty.held_out.by_source
+        ),
         posterior=None
         if posterior is None
         else PosteriorDecision(
@@ -212,7 +214,7 @@ def pack(parts: BundleParts) -> dict[str, bytes]:
     if parts.novelty is not None:
         arrays |= _novelty_arrays(parts.novelty)
     if parts.posterior is not None:
-        arrays |= _posterior_arrays(parts.posterior)
+        arrays["candidate_input"] = parts.posterior.inputs
     if parts.alarm_values is not None:
         arrays["alarm"] = np.asarray(parts.alarm_values, dtype=np.float64)
     content = io.BytesIO()
@@ -251,7 +253,7 @@ def read_parts(bundle: Bundle) -> BundleParts:
             preparation,
             domain,
             decision.codebook,
-            None if decision.novelty is None else _novelty(arrays, decision),
+            None if decision.novelty is None else _novelty(arrays, decision, decision.novelty),
             None if decision.posterior is None else _posterior(arrays, decision.posterior),
             decision.alarm,
             _shaped(arrays, "alarm", (-1, len(decision.alarm))) if decision.alarm else None,
@@ -270,57 +272,57 @@ def _preparation(stated: Mapping[str, Any]) -> BundlePreparation:
 
 
 def _novelty_arrays(reference: NoveltyReference) -> Arrays:
+    held = reference.held_out
     arrays: Arrays = {
         "latent_mean": reference.space.mean,
         "latent_whitening": reference.space.whitening,
-        "latent_reference": reference.reference.astype(np.float32),
-        "held_out_source": reference.sources,
-        **_ragged("held_out_distance", [d.astype(np.float32) for d in reference.distances]),
+        "latent_reference": reference.reference,
+        "image_mean": reference.image_mean,
+        "image_whitening": reference.image_whitening,
+        "held_out_source": held.sources,
+        **_ragged("held_out_latents", held.latents),
     }
-    if reference.histogram is not None and reference.codes is not None:
-        arrays["code_histogram"] = reference.histogram
-        arrays |= _ragged("held_out_codes", reference.codes)
-    if reference.log_likelihood is not None:
-        arrays |= _ragged("held_out_bits", [t.astype(np.float32) for t in reference.log_likelihood])
+    if reference.code_space is not None and held.codes is not None:
+        arrays["code_mean"] = reference.code_space.mean
+        arrays["code_directions"] = reference.code_space.directions
+        arrays |= _ragged("held_out_codes", held.codes)
+        if held.log_likelihood is not None:
+            arrays |= _ragged("held_out_log_likelihood", held.log_likelihood)
     return arrays
 
 
-def _novelty(arrays: Mapping[str, AnyArray], decision: Decision) -> NoveltyReference:
-    assert decision.novelty is not None
+def _novelty(arrays: Mapping[str, AnyArray], decision: Decision, stated: NoveltyDecision) -> NoveltyReference:
     whitening = _shaped(arrays, "latent_whitening", (-1, -1))
     size, kept = whitening.shape
-    distances = _unpacked(arrays, "held_out_distance", ())
-    histogram = codes = likelihood = None
+    latents = _unpacked(arrays, "held_out_latents", (kept,), np.float32)
+    code_space = codes = likelihood = None
     if decision.codebook:
-        histogram = _shaped(arrays, "code_histogram", (decision.codebook,))
-        maps = arrays["held_out_codes"].shape[1:]
-        if len(maps) != 2:
-            raise ValueError(f"held_out_codes: expected maps, got the shape {maps}")
-        codes = _unpacked(arrays, "held_out_codes", maps, np.uint16)
-        if any(int(c.max(initial=0)) >= decision.codebook for c in codes):
-            raise ValueError(f"held_out_codes: there are codes from {decision.codebook}")
-        if "held_out_bits" in arrays:
-            likelihood = _unpacked(arrays, "held_out_bits", arrays["held_out_bits"].shape[1:])
+        mean = _shaped(arrays, "code_mean", (decision.codebook,))
+        directions = arrays["code_directions"]
+        if directions.size:  # of few training images there are none
+            directions = _shaped(arrays, "code_directions", (decision.codebook, -1))
+        code_space = CodeSpace(mean, directions.reshape(decision.codebook, -1))
+        codes = _unpacked(arrays, "held_out_codes", arrays["held_out_codes"].shape[1:], np.uint16)
+        if any(c.ndim != 3 or int(c.max()) >= decision.codebook for c in codes):
+            raise ValueError(f"held_out_codes: expected maps of codes below {decision.codebook}")
+        if "held_out_log_likelihood" in arrays:
+            columns = arrays["held_out_log_likelihood"].shape[1:]
+            likelihood = _unpacked(arrays, "held_out_log_likelihood", columns, np.float32)
+    if any(len(part) != len(latents) for part in (codes, likelihood) if part is not None):
+        raise ValueError("held-out images: there are more of some arrays than of others")
+    sources = _shaped(arrays, "held_out_source", (len(latents),), np.int64)
+    if int(sources.min()) < 0 or int(sources.max()) >= len(latents):
+        raise ValueError(f"held_out_source: expected numbers from 0 to {len(latents) - 1}")
     return NoveltyReference(
         LatentSpace(_shaped(arrays, "latent_mean", (size,)), whitening),
-        _shaped(arrays, "latent_reference", (-1, kept)).astype(np.float32),
-        histogram,
-        distances,
-        codes,
-        likelihood,
-        _sources(arrays, "held_out_source", len(distances)),
-        decision.novelty.by_source,
-        decision.novelty.level,
-        decision.novelty.neighbours,
+        _shaped(arrays, "latent_reference", (-1, kept), np.float32),
+        _shaped(arrays, "image_mean", (kept,)),
+        _shaped(arrays, "image_whitening", (kept, kept)),
+        code_space,
+        HeldOut(latents, codes, likelihood, sources, stated.by_source),
+        stated.level,
+        stated.neighbours,
     )
-
-
-def _posterior_arrays(reference: PosteriorReference) -> Arrays:
-    return {
-        "candidate_input": reference.inputs,
-        "posterior_source": reference.sources,
-        **_ragged("posterior_log_likelihood", [t.astype(np.float32) for t in reference.log_likelihood]),
-    }
 
 
 def _posterior(arrays: Mapping[str, AnyArray], decision: PosteriorDecision) -> PosteriorReference:
@@ -332,7 +334,6 @@ def _posterior(arrays: Mapping[str, AnyArray], decision: PosteriorDecision) -> P
         raise ValueError(
             f"candidate_input: {inputs.dtype} of the shape {inputs.shape} for {count} candidates"
         )
-    tables = _unpacked(arrays, "posterior_log_likelihood", (count,))
     return PosteriorReference(
         decision.quantity,
         decision.candidates,
@@ -340,8 +341,6 @@ def _posterior(arrays: Mapping[str, AnyArray], decision: PosteriorDecision) -> P
         decision.values,
         decision.sharpness,
         decision.correlation,
-        tables,
-        _sources(arrays, "posterior_source", len(tables)),
         decision.level,
     )
 
@@ -378,10 +377,3 @@ def _shaped(
         wanted = ", ".join("any" if n == -1 else str(n) for n in shape)
         raise ValueError(f"{name}: expected finite numbers of the shape ({wanted}), got {array.shape}")
     return array.astype(dtype)
-
-
-def _sources(arrays: Mapping[str, AnyArray], name: str, count: int) -> npt.NDArray[np.int64]:
-    sources = _shaped(arrays, name, (count,), np.int64)
-    if int(sources.min()) < 0 or int(sources.max()) >= count:
-        raise ValueError(f"{name}: expected numbers from 0 to {count - 1}")
-    return sources

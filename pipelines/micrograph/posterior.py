@@ -9,7 +9,7 @@ images whose condition is known, for the best logarithmic score over images of f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -18,7 +18,7 @@ from scipy.optimize import minimize
 
 from grainwatch.messages import ProcessPosterior
 from pipelines.micrograph.novelty import ImageFeatures
-from pipelines.micrograph.typicality import FloatArray, IntArray, ranked_sources, regular_subset, typicality
+from pipelines.micrograph.typicality import FloatArray, IntArray, regular_subset
 
 AnyArray = npt.NDArray[Any]
 
@@ -40,10 +40,8 @@ class PosteriorReference:
     values : tuple of float
         The candidates as numbers, rising; empty for classes.
     sharpness, correlation : float
-    log_likelihood : tuple of (m_i, c) float64
-        Of held-out images.
-    sources : (images,) int64
     level : float
+        So many images of the trained conditions are called none of them.
     """
 
     quantity: str
@@ -52,20 +50,23 @@ class PosteriorReference:
     values: tuple[float, ...]
     sharpness: float
     correlation: float
-    log_likelihood: tuple[FloatArray, ...]
-    sources: IntArray
     level: float = LEVEL
-    _tables: dict[int, FloatArray] = field(default_factory=dict, repr=False)
 
-    def judge(self, log_likelihood: AnyArray) -> ProcessPosterior:
-        """Weigh the candidates by the nats of n patches under each, (n, c)."""
+    def judge(self, log_likelihood: AnyArray, typicality: float = 1.0) -> ProcessPosterior:
+        """Weigh the candidates.
+
+        Parameters
+        ----------
+        log_likelihood : (n, c) array
+            Nats of n patches under each.
+        typicality : float
+            Of the fit: `NoveltyReference.fit_typicality`; 1 where nothing says it.
+        """
         table = np.asarray(log_likelihood, dtype=np.float64)
         finite = bool(np.isfinite(table).all()) and len(table) > 0
         mean = table.mean(axis=0) if finite else np.zeros(len(self.candidates))
         probability = probabilities(table if finite else table[:0], self.sharpness, self.correlation)
-        share = (
-            typicality(self._known(len(table)), fit_numbers(mean), self.sources, (True,)) if finite else 0.0
-        )
+        share = typicality if finite else 0.0
         expected = sigma = None
         if self.values:
             values = np.array(self.values)
@@ -83,20 +84,6 @@ class PosteriorReference:
             none_of_these=share < self.level,
             patches=len(table),
         )
-
-    def _known(self, n: int) -> FloatArray:
-        if n not in self._tables:
-            if len(self._tables) > 64:
-                self._tables.clear()
-            self._tables[n] = np.array(
-                [fit_numbers(t[regular_subset(len(t), n)].mean(axis=0)) for t in self.log_likelihood]
-            )
-        return self._tables[n]
-
-
-def fit_numbers(mean: FloatArray) -> FloatArray:
-    """Return what says how well the best condition fits, of mean nats (c,) a patch."""
-    return np.array([float(np.max(mean))])
 
 
 def probabilities(log_likelihood: FloatArray, sharpness: float, correlation: float) -> FloatArray:
@@ -157,8 +144,6 @@ def fit_posterior(
     true = np.array([image.condition for image in held_out], dtype=np.int64)
     if int(true.max(initial=-1)) >= len(candidates):
         raise ValueError(f"held-out images: condition {true.max()} is none of {len(candidates)} candidates")
-    names = [image.source or f"image {number}" for number, image in enumerate(held_out)]
-    sources, _ = ranked_sources(names, level)
     known = np.flatnonzero(true >= 0)
     if len(known) < _LEAST_IMAGES:
         raise ValueError(
@@ -166,15 +151,7 @@ def fit_posterior(
         )
     sharpness, correlation = _calibrate([tables[i] for i in known], true[known])
     return PosteriorReference(
-        quantity,
-        tuple(candidates),
-        np.asarray(inputs),
-        tuple(values),
-        sharpness,
-        correlation,
-        tuple(tables),
-        sources,
-        level,
+        quantity, tuple(candidates), np.asarray(inputs), tuple(values), sharpness, correlation, level
     )
 
 

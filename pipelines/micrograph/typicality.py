@@ -23,6 +23,8 @@ IntArray = npt.NDArray[np.int64]
 
 _NORMAL = 1.4826
 """Median |x| of a normal distribution is its standard deviation over this."""
+_SHARPNESS = 2.0
+"""Of the soft maximum: 0 is the mean, infinity the maximum."""
 _LEAST_SPREAD = 1e-6
 """Of the median: what never differs has no spread of its own."""
 
@@ -56,7 +58,7 @@ def typicality(
     z = off / np.maximum(spread, np.maximum(_LEAST_SPREAD * np.abs(centre), 1e-12))
     sided = np.zeros(len(asked), dtype=bool)
     sided[: len(two_sided)] = two_sided
-    strange = np.logaddexp.reduce(np.where(sided, np.abs(z), z), axis=1)
+    strange = np.logaddexp.reduce(_SHARPNESS * np.where(sided, np.abs(z), z), axis=1)
     at_least = strange[1:] >= strange[0]
     n_sources = int(sources.max(initial=-1)) + 1
     images = np.bincount(sources, minlength=n_sources)
