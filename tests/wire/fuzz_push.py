@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from grainwatch.push_wire import Ack, Begin, Hello, ImageHead, Leave, Ping, Refused, pack
+from grainwatch.push_wire import Ack, Begin, Hello, ImageHead, Leave, Refused, pack
 from tests.wire.fuzz import NUMBERS, Case, Outcome, Parts, damage
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
@@ -120,8 +120,7 @@ class _Rig:
     def _ask(self, parts: Parts) -> Any:
         while not self._sender.quiet(0.0):  # what was said of images that are held
             self._sender.answer()
-        answer = self._sender.ask(*parts)
-        return self._sender.answer() if isinstance(answer, Ping) else answer
+        return self._sender.ask(*parts)
 
     def _close(self) -> None:
         self._sender.__exit__()

@@ -226,10 +226,10 @@ def test_attributes_in_another_coding() -> None:
 
 def test_quotes_are_no_trap() -> None:
     """Headers of the largest size that have to be repaired, in time proportional to their size."""
-    began = time.monotonic()
+    began = time.process_time()
     for trap in ('"' + '\\"' * 400_000, '"' * 900_001, "nan" * 300_000, "-" * 900_000, '"\\' * 400_000):
         Decoder().decode(g.array(ndattr='{"A":nan,"B":' + trap))
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 # Positions.

@@ -278,10 +278,10 @@ def test_a_bad_table_is_left_out(at: int, part: bytes, reason: str) -> None:
 def test_many_keys_are_no_trap() -> None:
     """A part of the largest size, with nothing but keys, the last one twice."""
     keys = [f'"{k}":0' for k in range(80_000)]
-    began = time.monotonic()
+    began = time.process_time()
     _, complaints = started([g.header()[0], ("{" + ",".join([*keys, keys[-1]]) + "}").encode()])
     assert "'79999' twice" in complaints[0]
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_not_a_number_is_nothing() -> None:

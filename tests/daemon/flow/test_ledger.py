@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from testkit.process import eventually
 
 from daemon.flow.ledger import SEQ_AHEAD, AccountError, Ledger, Series
 from daemon.flow.ledger_store import LedgerStore, audit
@@ -317,6 +319,13 @@ while True:
 """
 
 
+def written(path: Path) -> int:
+    """How many frames the file has as received."""
+    with closing(sqlite3.connect(path)) as db:
+        (found,) = db.execute("SELECT sum(received) FROM accounts").fetchone()
+    return int(found or 0)
+
+
 @pytest.mark.system
 def test_killed_at_any_moment_the_file_balances(path: Path) -> None:
     for attempt in range(3):
@@ -325,7 +334,9 @@ def test_killed_at_any_moment_the_file_balances(path: Path) -> None:
         )
         assert process.stdout is not None
         process.stdout.readline()
-        time.sleep(0.35 + 0.04 * attempt)
+        before = written(path)
+        eventually(lambda least=before + 100: written(path) > least)
+        time.sleep(0.05 + 0.04 * attempt)
         process.kill()
         process.wait()
         process.stdout.close()
