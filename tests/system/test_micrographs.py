@@ -14,21 +14,23 @@ from testkit.ports import free_address
 from testkit.process import DaemonProcess, environment, eventually
 
 from daemon.sources.folder.microscope import VENDORS, Microscope, data_bar
+from grainwatch.messages import MicrographResult
 from pipelines.micrograph.synthetic import MicrographSimulator
+from pipelines.results_files import ResultsFile, results_files
 
 pytestmark = pytest.mark.system
 
 SIMULATOR = MicrographSimulator(shape=(200, 320))
 BAR = 14
 
-FOLDER = """
+CONFIG = """
 [daemon]
 name = "sem"
 state_dir = "{folder}/state"
 runtime_dir = "{folder}/run"
 workers = 1
 [streams.sem]
-pipeline = {{type = "testkit.micrograph_pipeline"}}
+pipeline = {{type = "micrograph"}}
 [streams.sem.source]
 type = "folder"
 path = "{folder}/share"
@@ -38,23 +40,12 @@ poll_s = 0.1
 settle_s = 0.2
 patience_s = 2.0
 once = true
-[sinks.lines]
-type = "testkit.sinks"
-path = "{folder}/results.jsonl"
-"""
-
-SOCKET = """
-[daemon]
-name = "sem"
-state_dir = "{folder}/state"
-runtime_dir = "{folder}/run"
-workers = 1
-[streams.sem]
+[streams.camera]
 source = {{type = "areadetector", address = "{address}"}}
-pipeline = {{type = "testkit.micrograph_pipeline"}}
-[sinks.lines]
-type = "testkit.sinks"
-path = "{folder}/results.jsonl"
+pipeline = {{type = "micrograph"}}
+[sinks.hdf5]
+folder = "{folder}/results"
+flush_s = 0.1
 """
 
 
@@ -96,7 +87,22 @@ def bad_files(folder: Path) -> list[tuple[str, bytes, str]]:
     ]
 
 
-def test_each_file_of_a_microscope_ends_in_one_state(tmp_path: Path) -> None:
+def stored(folder: Path, stream: str) -> tuple[dict[int, MicrographResult], dict[str, int]]:
+    """Results by frame, and the accounts, of the one series that a stream has."""
+    (path,) = (p for p in results_files(folder / "results") if p.name.startswith(stream))
+    with ResultsFile(path) as file:
+        found = [m for m in file.messages() if isinstance(m, MicrographResult)]
+        assert len({m.key for m in found}) == len(found)
+        return {m.key.frame: m for m in found}, file.counts()
+
+
+def ended(daemon: DaemonProcess) -> dict[str, int]:
+    """How many frames of each stream have come to an end."""
+    streams = daemon.status()["status"]["streams"]
+    return {s["stream"]: s["done"] + s["failed"] for s in streams}
+
+
+def test_each_micrograph_ends_in_one_state(tmp_path: Path) -> None:
     share = tmp_path / "share"
     share.mkdir()
     for number, vendor in enumerate(VENDORS):
@@ -108,45 +114,45 @@ def test_each_file_of_a_microscope_ends_in_one_state(tmp_path: Path) -> None:
         if said == "sidecar_unreadable":
             (share / f"sem_{number:02d}.txt").write_text("PixelSize=a lot")
     failing = [k for k, (_, _, said) in enumerate(expected, start=5) if said.startswith("failed")]
-    n = 5 + len(expected)
-    with DaemonProcess(tmp_path, config=FOLDER.format(folder=tmp_path)) as daemon:
-        daemon.launch("--exit-when-done")
-        assert daemon.process is not None
-        assert daemon.process.wait(120) == 0, daemon.log_path.read_text()
-        (closed,) = daemon.events("closed")
+    n, address = 5 + len(expected), free_address()
+    simulator = [sys.executable, "-m", "grainwatch", "simulate", "areadetector", "--micrographs", "3"]
+    with DaemonProcess(tmp_path, config=CONFIG.format(folder=tmp_path, address=address)) as daemon:
+        daemon.start()
+        subprocess.run(
+            [*simulator, "--bind", address, "--rate", "0", "--pixel-size-um", "0.5", "--algorithm", "bslz4"],
+            check=True, timeout=120, env=environment(),
+        )  # fmt: skip
+        eventually(lambda: ended(daemon) == {"sem": n, "camera": 3})
+        assert daemon.stop() == 0
         assert daemon.audit() == []
+    results, counts = stored(tmp_path, "sem")
     states = ("received", "done", "failed", "dropped", "lost", "missing")
-    assert [closed["counts"][s] for s in states] == [n, n - len(failing), len(failing), 0, 0, 0]
-    results = {r["frame"]: r for r in daemon.events("result")}
+    assert [counts[s] for s in states] == [n, n - len(failing), len(failing), 0, 0, 0]
     reasons = {frame: why for state, frame, why in daemon.exceptions() if state == "failed"}
     assert (sorted(results), sorted(reasons)) == ([k for k in range(n) if k not in failing], failing)
     for number, vendor in enumerate(VENDORS):
-        found = results[number]
-        assert found["n_peaks"] == round(1e5 * (number + 1))  # pm
-        *flags, bar, named, detector = found["flags"]
-        assert (flags, bar, detector) == (
-            ["data_bar_guessed"] if vendor == "zeiss" else [], f"bar {BAR}", "SIM-SE",
-        )  # fmt: skip
-        assert named.lower().startswith(vendor)
+        check_a_microscopes(results[number], vendor, 0.1 * (number + 1))
     for number, (_, _, said) in enumerate(expected, start=5):
         if said.startswith("failed"):
             assert said.removeprefix("failed: ") in reasons[number]
         else:
-            assert said in results[number]["flags"]
-            assert results[number]["n_peaks"] == 0
+            assert {said, "pixel_size_unknown"} <= set(results[number].flags)
+            assert results[number].pixel_size_um is None
+            morphology = results[number].morphology
+            assert morphology is None or morphology.free_path_um is None
+    results, counts = stored(tmp_path, "camera")
+    assert [counts[s] for s in states] == [3, 3, 0, 0, 0, 0]
+    assert sorted(results) == [1, 2, 3]
+    for result in results.values():
+        assert (result.pixel_size_um, result.data_bar_px, result.instrument) == (0.5, 0, "SIM-SE")
+        assert result.flags == ()
 
 
-def test_micrographs_of_areadetector_say_how_they_were_taken(tmp_path: Path) -> None:
-    address = free_address()
-    with DaemonProcess(tmp_path, config=SOCKET.format(folder=tmp_path, address=address)) as daemon:
-        daemon.start()
-        command = [sys.executable, "-m", "grainwatch", "simulate", "areadetector", "--micrographs", "3"]
-        subprocess.run(
-            [*command, "--bind", address, "--rate", "0", "--pixel-size-um", "0.5", "--algorithm", "bslz4"],
-            check=True, timeout=120, env=environment(),
-        )  # fmt: skip
-        eventually(lambda: len(daemon.events("result")) == 3)
-        assert daemon.stop() == 0
-        assert daemon.audit() == []
-    for result in daemon.events("result"):
-        assert (result["n_peaks"], result["flags"]) == (500_000, ["bar 0", "", "SIM-SE"])
+def check_a_microscopes(found: MicrographResult, vendor: str, pixel_size_um: float) -> None:
+    assert found.pixel_size_um == pytest.approx(pixel_size_um)
+    assert (found.shape_px, found.data_bar_px) == ((200 + BAR, 320), BAR)
+    assert found.flags == (("data_bar_guessed",) if vendor == "zeiss" else ())
+    assert found.instrument.lower().startswith(vendor)
+    assert found.instrument.endswith("SIM-SE")
+    assert found.morphology is not None
+    assert found.morphology.free_path_um == pytest.approx(found.morphology.free_path_px * pixel_size_um)
