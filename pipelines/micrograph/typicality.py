@@ -57,7 +57,7 @@ def typicality(
     spread = _NORMAL * np.median(np.abs(off), axis=0)
     z = off / np.maximum(spread, np.maximum(_LEAST_SPREAD * np.abs(centre), 1e-12))
     sided = np.zeros(len(asked), dtype=bool)
-    sided[: len(two_sided)] = two_sided
+    sided[: len(two_sided)] = two_sided[: len(asked)]
     strange = np.logaddexp.reduce(_SHARPNESS * np.where(sided, np.abs(z), z), axis=1)
     at_least = strange[1:] >= strange[0]
     n_sources = int(sources.max(initial=-1)) + 1
