@@ -51,9 +51,9 @@ def onnx_of(network: nn.Module, examples: Mapping[str, torch.Tensor], outputs: t
 
 
 def archive(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    """Return arrays as the contents of an .npz file."""
+    """Return arrays as the contents of an .npz file, compressed."""
     file = io.BytesIO()
-    np.savez(file, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return file.getvalue()
 
 

@@ -43,23 +43,25 @@ _NEEDS = ("torch", "onnx", "onnxscript", "onnxruntime")
 _TERMINAL_EVERY_S, _LOG_EVERY_S = 0.2, 15.0
 
 
-def need_torch() -> None:
+def need_torch(command: str = "train") -> None:
     """Say what is not installed, before anything is imported."""
     missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(f"train: {', '.join(missing)} not installed: pip install -e '.[daemon,training]'")
+        raise ConfigError(
+            f"{command}: {', '.join(missing)} not installed: pip install -e '.[daemon,training]'"
+        )
 
 
 @contextmanager
-def plainly(again: str = "the same command goes on there") -> Iterator[None]:
+def plainly(again: str = "the same command goes on there", command: str = "train") -> Iterator[None]:
     """Turn what can go wrong into one line; an interruption says how to go on."""
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as error:
-        print(f"\ngrainwatch: train: {str(error) or 'interrupted'}; {again}", file=sys.stderr)
+        print(f"\ngrainwatch: {command}: {str(error) or 'interrupted'}; {again}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     except (OSError, ValueError, TrainingError) as error:
-        raise ConfigError(f"train: {error}") from error
+        raise ConfigError(f"{command}: {error}") from error
 
 
 def whole_numbers(text: str, option: str) -> tuple[int, ...]:

@@ -60,6 +60,37 @@ def pooled(patches: ByteImage, side_px: int = 8, bits: float = 9.0, order: int =
     return np.clip(shown, 0.0, 255.0).astype(np.float64)
 
 
+def by_components(training: ByteImage, patches: ByteImage, count: int, most: int = 1000) -> FloatArray:
+    """Return patches as the principal components of training patches keep them.
+
+    Parameters
+    ----------
+    training : (m, rows, columns) uint8
+    patches : (n, rows, columns) uint8
+    count : int
+        Components; all where there are fewer.
+    most : int
+        Training patches that are used, evenly chosen.
+
+    Returns
+    -------
+    (n, rows, columns) float64
+        Greys from 0 to 255.
+    """
+    some = training[np.linspace(0, len(training) - 1, min(len(training), most)).astype(np.int64)]
+    known = some.reshape(len(some), -1).astype(np.float32)
+    mean = known.mean(axis=0)
+    known -= mean
+    # Of fewer patches than pixels: the small matrix has the same components.
+    values, vectors = np.linalg.eigh((known @ known.T).astype(np.float64))
+    kept = np.argsort(-values)[: min(count, len(some) - 1)]
+    kept = kept[values[kept] > 1e-9 * values.max()]
+    components = (vectors[:, kept].T.astype(np.float32) @ known) / np.sqrt(values[kept])[:, None]
+    asked = patches.reshape(len(patches), -1).astype(np.float32) - mean
+    shown = asked @ components.T @ components + mean
+    return np.clip(shown, 0.0, 255.0).reshape(patches.shape).astype(np.float64)
+
+
 def psnr_dB(image: npt.NDArray[np.generic], shown: npt.NDArray[np.generic]) -> float:
     """Return the peak signal-to-noise ratio of 8-bit greys, over all pixels of all images; inf if equal."""
     error = float(np.mean((np.asarray(image, np.float64) - np.asarray(shown, np.float64)) ** 2))

@@ -6,6 +6,7 @@ another code. The patches of the self-test are chosen so that none of theirs doe
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, fields
 from io import BytesIO
@@ -28,6 +29,7 @@ from pipelines.engines.choice import open_engine
 ByteImage = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int64]
 
+DECODER: Final = "decoder"
 SELF_TEST_ROWS: Final = 4
 _LEAST_MARGIN: Final = 1e-5
 """Float32 is off by about 1e-6 of a vector's length."""
@@ -230,7 +232,9 @@ class Coder:
         """
         here = EnginesTable(backend="onnxruntime", precision="fp32")
         self._encoder = open_engine(bundle, here)
-        self._decoder = open_engine(bundle.network("decoder"), here)
+        self._decoder = open_engine(bundle.network(DECODER), here)
+        self.sha256 = hashlib.sha256(bundle.file(MODEL)).hexdigest()
+        """Of the encoder: it binds a PixelCNN to it."""
 
     def codes(self, patches: ByteImage) -> IntArray:
         """Return codes (n, rows/8, columns/8) of patches (n, rows, columns)."""
@@ -252,3 +256,45 @@ class Coder:
             for i in range(0, len(codes), 16)
         ]
         return np.clip(np.rint(np.concatenate(parts)), 0.0, 255.0).astype(np.uint8)
+
+
+class Means:
+    """Fingerprints of patches by the exported encoder of a VAE."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Open it; see `Coder`."""
+        self._engine = open_engine(bundle, EnginesTable(backend="onnxruntime", precision="fp32"))
+
+    def of(self, patches: ByteImage) -> npt.NDArray[np.float32]:
+        """Return means (n, latent) of patches (n, side, side)."""
+        parts = [
+            self._engine.run({"image": patches[i : i + 16, None].astype(np.float32)})["mu"]
+            for i in range(0, len(patches), 16)
+        ]
+        return np.concatenate(parts)
+
+
+class Prior:
+    """Log-likelihoods of codes under conditions, by the exported PixelCNN."""
+
+    def __init__(self, network: Bundle) -> None:
+        """Open it; see `Coder`."""
+        self._engine = open_engine(network, EnginesTable(backend="onnxruntime", precision="fp32"))
+
+    def nats(self, codes: IntArray, conditions: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Return the nats (n, c) of codes (n, rows, columns) under each of c conditions."""
+        columns = []
+        for condition in conditions:
+            given = np.broadcast_to(condition, (len(codes), *condition.shape))
+            columns.append(self.log_likelihood(codes, np.ascontiguousarray(given)))
+        return np.stack(columns, axis=1)
+
+    def log_likelihood(self, codes: IntArray, conditions: npt.NDArray[Any] | None) -> npt.NDArray[np.float64]:
+        """Return the nats (n,) of codes under a condition each."""
+        parts = []
+        for i in range(0, len(codes), 16):
+            given: dict[str, npt.NDArray[Any]] = {"codes": codes[i : i + 16].astype(np.int32)}
+            if conditions is not None:
+                given["condition"] = conditions[i : i + 16]
+            parts.append(self._engine.run(given)["log_likelihood"])
+        return np.concatenate(parts).astype(np.float64)

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from offline_training.micrograph.baselines import ContextCoder, order_0_bits, pooled, psnr_dB
+from offline_training.micrograph.baselines import ContextCoder, by_components, order_0_bits, pooled, psnr_dB
 from offline_training.micrograph.pixelcnn import PixelCnn
+from offline_training.micrograph.vae import Vae, gaussian_kl
 from offline_training.micrograph.vqvae import PIXELS_PER_CODE, VqVae, codes_alive, perplexity, to_pixels
 
 ByteImage = npt.NDArray[np.uint8]
@@ -93,6 +94,79 @@ def vqvae_figures(patches: ByteImage, codes: IntArray, seen: ByteImage, n_codes:
         mean_psnr_dB=psnr_dB(patches, flat),
         codes_alive=codes_alive(counts),
         perplexity=perplexity(counts),
+    )
+
+
+@dataclass(frozen=True)
+class VaeFigures:
+    """Of a VAE on held-out patches.
+
+    Attributes
+    ----------
+    patches : int
+    psnr_dB : float
+        Of patches as their fingerprints show them.
+    pca_psnr_dB : float
+        Of as many principal components of training patches, or all where there are fewer patches than that.
+    pooling_psnr_dB : float
+        Of average pooling to as many numbers, or the next fewer that make squares; NaN if there are none.
+    mean_psnr_dB : float
+        Of the mean of each patch.
+    kl_nats : float
+        Of a patch.
+    used : int
+        Latent numbers with a KL above 0.01 nats.
+    least_deviation : float
+        The smallest σ.
+    """
+
+    patches: int
+    psnr_dB: float
+    pca_psnr_dB: float
+    pooling_psnr_dB: float
+    mean_psnr_dB: float
+    kl_nats: float
+    used: int
+    least_deviation: float
+
+
+def vae_figures(model: Vae, patches: ByteImage, training: ByteImage) -> tuple[VaeFigures, ByteImage]:
+    """Measure a VAE on patches of sources that it was not trained on; also return what it shows.
+
+    Parameters
+    ----------
+    model : Vae
+    patches : (n, side, side) uint8
+    training : (m, side, side) uint8
+        That principal components are taken from.
+    """
+    model.eval()
+    shown_, kl, least = [], [], np.inf
+    with torch.no_grad():
+        for i in range(0, len(patches), _AT_ONCE):
+            mean, log_variance = model.encoder(to_pixels(torch.from_numpy(patches[i : i + _AT_ONCE])))
+            shown_.append(model.decoder(mean)[:, 0].numpy())
+            kl.append(gaussian_kl(mean, log_variance).numpy())
+            least = min(least, float(torch.exp(0.5 * log_variance).min()))
+    greys = (np.concatenate(shown_) + 1.0) * 127.5
+    seen = np.clip(np.rint(greys), 0.0, 255.0).astype(np.uint8)
+    nats = np.concatenate(kl)
+    latent = model.sizes.latent
+    side = next((s for s in (4, 8, 16, 32, 64, 128) if (patches.shape[1] // s) ** 2 <= latent), 0)
+    poolings = [psnr_dB(patches, pooled(patches, side, 16.0, order)) for order in range(4)] if side else []
+    flat = np.broadcast_to(patches.mean((1, 2), keepdims=True), patches.shape)
+    return (
+        VaeFigures(
+            patches=len(patches),
+            psnr_dB=psnr_dB(patches, seen),
+            pca_psnr_dB=psnr_dB(patches, by_components(training, patches, latent)),
+            pooling_psnr_dB=max(poolings, default=math.nan),
+            mean_psnr_dB=psnr_dB(patches, flat),
+            kl_nats=float(nats.sum(axis=1).mean()),
+            used=int((nats.mean(axis=0) > 0.01).sum()),
+            least_deviation=least,
+        ),
+        seen,
     )
 
 
