@@ -300,8 +300,9 @@ def test_example_configurations_are_good(example: Path, tmp_path: Path) -> None:
     detector = Calibration(70.0, 511.0, 540.0, 0.4, -0.3, 0.15, (1024, 1024), "lab")
     write_det(tmp_path / "detector.det", detector, material="Cu")
     (tmp_path / "frames").mkdir()
-    for path in ("/etc/grainwatch/detector.det", "/data/frames", "/data/results"):
-        assert path in text or path == "/data/frames"
+    assert "/data/results" in text
+    assert "/etc/grainwatch/detector.det" in text or "micrograph" in example.name
+    for path in ("/etc/grainwatch/detector.det", "/data/frames", "/data/sem", "/data/results"):
         text = text.replace(path, str(tmp_path / Path(path).name))
     text = re.sub(r'"/(var|run)/', rf'"{tmp_path}/\1/', text)
     lines = describe(*parse_config(text.encode(), example.name), example.name)
