@@ -233,7 +233,7 @@ _METADATA = st.dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(_METADATA)
 def test_rubbish_harms_nothing(metadata: dict[str, Any]) -> None:
     found = acquisition_of(frame(metadata))
