@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,17 +42,32 @@ IntArray = npt.NDArray[np.int64]
 CHECKPOINT: Final = "checkpoint.pt"
 EVALUATION: Final = "evaluation.json"
 
+_SAFE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 _JUDGED_PATCHES: Final = 1500
 _TYPICAL_CODES: Final = 16
 
 
 @dataclass(frozen=True)
 class Naming:
-    """What a bundle is called, and the command that makes it again."""
+    """What a bundle is called, and the command that makes it again.
+
+    Raises
+    ------
+    ValueError
+        If a registry of models would not take name or version.
+    """
 
     name: str
     version: str
     command: str = ""
+
+    def __post_init__(self) -> None:
+        for what, text in (("name", self.name), ("version", self.version)):
+            if not _SAFE.fullmatch(text):
+                raise ValueError(
+                    f"--{what} {text!r}: expected letters, digits and . _ + -, at most 100, a letter or digit"
+                    " first"
+                )
 
 
 @dataclass(frozen=True)
