@@ -62,7 +62,7 @@ Wait = Annotated[float | None, typer.Option(help="Seconds to wait for a reader. 
 Micrographs = Annotated[
     int, typer.Option(metavar="N", help="So many synthetic micrographs of two phases in place of files.")
 ]
-Phases = Annotated[str, typer.Option(help="What they show: islands, labyrinth or particles.")]
+Structure = Annotated[str, typer.Option(help="What they show: islands, labyrinth or particles.")]
 PixelSize = Annotated[float, typer.Option(help="Width of a pixel of the micrographs.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same micrographs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
@@ -171,7 +171,7 @@ def areadetector(
     step_um: Annotated[float, typer.Option(help="Distance of the points.")] = 1.0,
     snake: Annotated[bool, typer.Option(help="Every second line runs backwards.")] = False,
     micrographs: Micrographs = 0,
-    phases: Phases = "islands",
+    structure: Structure = "islands",
     pixel_size_um: PixelSize = 0.25,
     seed: Seed = 0,
     high_water_mark: Annotated[int, typer.Option(help="Messages buffered before it drops arrays.")] = 1000,
@@ -185,7 +185,7 @@ def areadetector(
     stopping = _stop_flag()
     try:
         patterns = [*(frames or []), *(more_frames or [])]
-        images, many = _content("areadetector", patterns, micrographs, phases, pixel_size_um, seed)
+        images, many = _content("areadetector", patterns, micrographs, structure, pixel_size_um, seed)
         options = areadetector_simulator.Options(
             address=address,
             bind=connect is None,
@@ -290,7 +290,7 @@ def folder(
             " [thermo with --micrographs]"
         ),
     ] = None,
-    phases: Phases = "islands",
+    structure: Structure = "islands",
     pixel_size_um: PixelSize = 0.25,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -301,7 +301,7 @@ def folder(
         shape = _points("folder", scan) if scan else ()
         vendor = vendor or ("thermo" if micrographs else None)
         patterns = [*(frames or []), *(more_frames or [])]
-        images, _ = _content("folder", patterns, micrographs, phases, pixel_size_um, seed)
+        images, _ = _content("folder", patterns, micrographs, structure, pixel_size_um, seed)
         options = folder_simulator.Options(
             folder=to,
             name=name,
@@ -322,14 +322,17 @@ def folder(
 
 
 def _content(
-    name: str, patterns: list[str], micrographs: int, phases: str, pixel_size_um: float, seed: int
+    name: str, patterns: list[str], micrographs: int, structure: str, pixel_size_um: float, seed: int
 ) -> tuple[Iterator[npt.NDArray[Any]], str]:
     """Return the images of files, or synthetic micrographs, and how many files or micrographs there are."""
     if micrographs < 0 or (micrographs and patterns):
         raise ConfigError(f"simulate {name}: --micrographs: expected 1 or more, and no --frames beside it")
+    if seed < 0:
+        raise ConfigError(f"simulate {name}: --seed: expected 0 or more, got {seed}")
     if micrographs:
-        structure = checked_structure(phases)
-        simulator = MicrographSimulator(structure=structure, pixel_size_um=pixel_size_um, seed=seed)
+        simulator = MicrographSimulator(
+            structure=checked_structure(structure), pixel_size_um=pixel_size_um, seed=seed
+        )
         return (sample.image for sample in simulator.samples(0, micrographs)), f"{micrographs} micrographs"
     files = expand(patterns)
     if not files:
