@@ -294,11 +294,14 @@ def _pipeline(materials: Sequence[str], geometry: Path) -> dict[str, Any]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of the loopback interface that nobody listens on."""
+    """Return ports of the loopback interface that nobody listens on, nor will before they are taken.
+
+    They lie below those that systems hand out to connections (32768 on).
+    """
     with zmq.Context() as context:
         sockets = [context.socket(zmq.REP) for _ in range(count)]
         try:
-            return [socket.bind_to_random_port("tcp://127.0.0.1") for socket in sockets]
+            return [socket.bind_to_random_port("tcp://127.0.0.1", 20_000, 32_000) for socket in sockets]
         finally:
             for socket in sockets:
                 socket.close(0)

@@ -6,13 +6,13 @@ Usage: python -m tests.system.soak [--minutes 10] [--rate 20] [--size 2048] [--w
 from __future__ import annotations
 
 import argparse
-import socket
 import sys
 import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 
+from testkit.ports import free_ports
 from testkit.soak import Soak
 
 
@@ -24,16 +24,13 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
     with tempfile.TemporaryDirectory(prefix="grainwatch-soak-") as folder:
         soak = Soak(
             Path(folder),
             rate_hz=options.rate,
             shape=(options.size, options.size),
             seed=options.seed,
-            port=port,
+            port=free_ports()[0],
             workers=options.workers,
         )
         print(f"{options.minutes:g} minutes at {options.rate:g} frames/s, seed {options.seed}", flush=True)
