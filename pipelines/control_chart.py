@@ -23,7 +23,7 @@ from scipy.special import chndtr
 FloatArray = npt.NDArray[np.float64]
 
 _STATES = 120
-_LEAST_MEMORY = 0.01
+LEAST_MEMORY = 0.01
 """With less the steps of |z| become as narrow as the rings of `_STATES`, and the limit too high."""
 _WILD = 5.0
 """Normal |y| of three components exceeds it once in 65 000 steps, of six once in 2 900."""
@@ -50,8 +50,8 @@ class EwmaChart:
     """
 
     def __init__(self, frames_between_false_alarms: float, memory: float, dimensions: int) -> None:
-        if not _LEAST_MEMORY <= memory <= 1.0:
-            raise ValueError(f"memory {memory:g}: expected {_LEAST_MEMORY:g} to 1")
+        if not LEAST_MEMORY <= memory <= 1.0:
+            raise ValueError(f"memory {memory:g}: expected {LEAST_MEMORY:g} to 1")
         if not 10.0 <= frames_between_false_alarms <= 1e9:
             raise ValueError(
                 f"frames_between_false_alarms {frames_between_false_alarms:g}: expected 10 to 1e9"

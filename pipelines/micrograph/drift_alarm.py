@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import betaincc, chdtri, ndtri
 
-from pipelines.control_chart import EwmaChart
+from pipelines.control_chart import LEAST_MEMORY, EwmaChart
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -110,14 +110,8 @@ class DriftAlarm:
     ) -> None:
         if not names:
             raise ValueError("names: expected one at least")
-        if block < 1:
-            raise ValueError(f"block: expected 1 or more, got {block}")
+        check_alarm(images_between_false_alarms, memory, block)
         blocks = images_between_false_alarms / block
-        if not 10.0 <= blocks <= 1e9:
-            raise ValueError(
-                f"images_between_false_alarms: expected {10 * block} to 1e9, for blocks of {block},"
-                f" got {images_between_false_alarms:g}"
-            )
         self.names = tuple(names)
         self._size = len(self.names)
         self._block = block
@@ -252,6 +246,25 @@ class DriftAlarm:
             correlation=correlation,
             correlated=self._pairs >= 30 and correlation > 4.0 * chance,
         )
+
+
+def check_alarm(images_between_false_alarms: float, memory: float, block: int) -> None:
+    """Refuse parameters of which no alarm can be made; making one takes a second.
+
+    Raises
+    ------
+    ValueError
+        Naming the parameter that is wrong.
+    """
+    if block < 1:
+        raise ValueError(f"block: expected 1 or more, got {block}")
+    if not 10.0 <= images_between_false_alarms / block <= 1e9:
+        raise ValueError(
+            f"images_between_false_alarms: expected {10 * block} to 1e9, for blocks of {block},"
+            f" got {images_between_false_alarms:g}"
+        )
+    if not LEAST_MEMORY <= memory <= 1.0:
+        raise ValueError(f"memory: expected {LEAST_MEMORY:g} to 1, got {memory:g}")
 
 
 @lru_cache(maxsize=512)

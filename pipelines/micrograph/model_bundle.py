@@ -45,7 +45,7 @@ REFERENCE: Final = "reference.npz"
 PIXELS_PER_CODE: Final = 8
 
 ALARM_COMPONENTS: Final = (*STATISTICS, "fraction", "latent_distance")
-"""What the drift alarm follows, where a model gives the last one: see `pipelines.micrograph.stream_watch`."""
+"""What the drift alarm of a stream follows; the last one with a model only."""
 
 AnyArray = npt.NDArray[Any]
 Arrays = dict[str, AnyArray]

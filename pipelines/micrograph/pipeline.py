@@ -248,7 +248,8 @@ def watch(config: Config, context: StreamContext) -> Watch | None:
     learnt = None
     if config.drift.on and config.drift.start == "model":
         learnt = _learnt(config, context)
-    return StreamWatch(config.drift, config.neighbours, learnt, (config.phase, config.paper_compat))
+    measured = (config.phase, config.paper_compat)
+    return StreamWatch(config.drift, config.neighbours, learnt, measured, has_model=bool(config.bundle))
 
 
 def _learnt(config: Config, context: StreamContext) -> LearntStart | None:

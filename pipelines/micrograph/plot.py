@@ -147,9 +147,7 @@ def _codes(axes: Axes, coded: Fingerprint, found: ImageAnalysis, grid: PatchGrid
         whole[y * rows : (y + 1) * rows, x * columns : (x + 1) * columns] = patch
     axes.imshow(whole, cmap="viridis", interpolation="nearest")
     used = len(np.unique(maps))
-    axes.set_title(
-        f"{used} of {coded.codebook} codes, coloured by their mean grey", fontsize=9
-    )
+    axes.set_title(f"{used} of {coded.codebook} codes, coloured by their mean grey", fontsize=9)
     _bare(axes)
 
 

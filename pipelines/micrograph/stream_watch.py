@@ -17,8 +17,9 @@ import numpy.typing as npt
 from grainwatch.config import Table
 from grainwatch.messages import AnyResult, ArrayData, ChangeReport, MicrographResult
 from pipelines.frame import Watch
-from pipelines.micrograph.drift_alarm import Drift, DriftAlarm
+from pipelines.micrograph.drift_alarm import Drift, DriftAlarm, check_alarm
 from pipelines.micrograph.image_statistics import STATISTICS
+from pipelines.micrograph.model_bundle import ALARM_COMPONENTS
 from pipelines.micrograph.neighbours import Neighbours
 
 FloatArray = npt.NDArray[np.float64]
@@ -67,7 +68,7 @@ class DriftTable(Table, frozen=True, kw_only=True):
     start: Literal["stream", "model"] = "stream"
 
     def __post_init__(self) -> None:
-        self.begin(STATISTICS)  # refuses what is wrong
+        check_alarm(self.images_between_false_alarms, self.memory, self.block)
 
     def begin(self, names: Sequence[str]) -> DriftAlarm:
         """Return an alarm that has seen nothing yet."""
@@ -107,6 +108,8 @@ class StreamWatch:
         neighbours: int,
         learnt: LearntStart | None = None,
         measured: tuple[str, bool] = ("", False),
+        *,
+        has_model: bool = True,
     ) -> None:
         """Begin.
 
@@ -118,7 +121,12 @@ class StreamWatch:
         learnt : LearntStart, optional
         measured : (str, bool)
             Which phase, and how: other fractions are no change of the stream.
+        has_model : bool
+            Results will say how far images are from those that a model knows.
         """
+        if table.on:
+            # The limit takes a second to find, and is kept: results should not wait for it.
+            table.begin(ALARM_COMPONENTS if has_model else ALARM_COMPONENTS[:-1])
         self.settings = (table, neighbours, learnt, measured)
         self._channels: dict[str, _Channel] = {}
         self._neighbours = Neighbours(neighbours)
