@@ -72,7 +72,7 @@ def test_a_raster_scan(files: list[str], tmp_path: Path, kind: str) -> None:
     scan = ["--scan", "3x2", "--step-um", "2.5", "--snake", "--rate", "0", "--json"]
     with running("--frames", *files, *scan, *how) as (process, address):
         arrivals = [e for e in read(address) if isinstance(e, Arrival)]
-        report = json.loads(process.communicate(timeout=30)[0])
+        report = json.loads(process.communicate(timeout=90)[0])
         assert process.returncode == 0
     assert (report["frames"], report["complete"]) == (6, True)
     assert report["documents"] == (9 + 7 if kind == "folder" else 9)
@@ -91,7 +91,7 @@ def test_a_stop_aborts_the_plan(files: list[str]) -> None:
                     process.send_signal(signal.SIGINT)
             if isinstance(event, SeriesEnd):
                 assert event.n_frames == arrivals >= 3
-        said, _ = process.communicate(timeout=30)
+        said, _ = process.communicate(timeout=90)
         assert "stopped early" in said
         assert process.returncode == 1
 
