@@ -157,7 +157,7 @@ def test_bad_input_is_flagged_or_fails_with_words(full: MicrographPipeline) -> N
     picture = SIMULATOR.sample(4).image
     holed = picture.astype(np.float32)
     holed[5:9, 5:9] = np.nan
-    bar = data_bar(192, 64, 0, 255, "plain")
+    bar = data_bar(640, 40, 0, 255, "plain")
     cases: list[tuple[np.ndarray, set[str]]] = [
         (picture > 120, {"two_levels"}),
         (holed, {"not_finite", "novel", "none_of_these"}),
