@@ -28,7 +28,7 @@ def demo(
     scan: Annotated[str, typer.Option(help="Points of the scan, x first.")] = "24x18",
     repeat: Annotated[int, typer.Option(min=1, help="Frames of each of the first two streams.")] = 8,
 ) -> None:
-    """Stream real and simulated Laue frames through a daemon; crystals appear as they come.
+    """Stream Laue frames and micrographs through a daemon; what they show appears as they come.
 
     Real frames are taken from $GRAINWATCH_DATA or .data (make data). Exit status 1 when something
     was lost or not found.
@@ -62,7 +62,7 @@ def _run(
     from daemon.demo.sample import Sample
     from daemon.demo.scenes import data_folder, real_scenes, simulated_scenes
     from daemon.demo.show import Show
-    from daemon.demo.station import DemoError, Station
+    from daemon.demo.station import MICROGRAPHS, DemoError, Station
     from daemon.demo.view import open_view
 
     sample = Sample.make(shape, SEED)
@@ -74,6 +74,7 @@ def _run(
             scenes = None
         for scene in (scenes := scenes or simulated_scenes(Path(folder), SEED)):
             print(f"stream {scene.stream}: {scene.about}")
+        print(f"stream {MICROGRAPHS}: SIMULATED micrographs of two phases (512 x 512)")
         print("starting a daemon with 2 workers and its detectors", flush=True)
         with (
             open_view(sample.material) as view,

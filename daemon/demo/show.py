@@ -11,11 +11,11 @@ from typing import Final
 
 from daemon.demo.sample import Sample
 from daemon.demo.scenes import Scene
-from daemon.demo.station import SCAN, Accounts, DemoError, Station
+from daemon.demo.station import MICROGRAPHS, SCAN, Accounts, DemoError, Station
 from daemon.demo.verdict import Verdict, compare
 from daemon.demo.view import HEAD, View
 from grainwatch.map_state import MapState
-from grainwatch.messages import AnyMessage, LaueResult, MapUpdate
+from grainwatch.messages import AnyMessage, FrameResult, LaueResult, MapUpdate
 from grainwatch.stream import ResultStream
 from pipelines.maps.plot import draw_map, save
 from pipelines.maps.series_map import read_map
@@ -36,6 +36,8 @@ class Tally:
 
     results: int = 0
     crystals: Counter[str] = field(default_factory=Counter)
+    seen: set[str] = field(default_factory=set)
+    phases: int = 0
     first_crystal_s: float | None = None
     map_state: MapState | None = None
     snapshot: MapUpdate | None = None
@@ -136,17 +138,21 @@ class Show:
             tally.map_state.apply(message)
             if message.kind == "snapshot" and message.filled == self._sample.grid.size:
                 tally.snapshot = message
-        if not isinstance(message, LaueResult):
+        if not isinstance(message, FrameResult):
             return
         tally.results += 1
-        if message.key.source not in tally.crystals:
+        if message.key.source not in tally.seen:
+            tally.seen.add(message.key.source)
             model = message.provenance.model
             self._view.say(
                 f"({message.key.source}: what follows is the work of {model.name} {model.version})"
             )
-        tally.crystals.update({message.key.source: len(message.crystals)})
         if message.key.source != SCAN:
             self._view.result(message)
+        if not isinstance(message, LaueResult):
+            tally.phases += message.morphology is not None
+            return
+        tally.crystals.update({message.key.source: len(message.crystals)})
         if message.crystals and tally.first_crystal_s is None:
             tally.first_crystal_s = time.monotonic() - self._began
             self._view.say(f"(the first crystal, {tally.first_crystal_s:.1f} s after the command was given)")
@@ -184,6 +190,8 @@ class Show:
             for name in (*(scene.stream for scene in self._scenes), SCAN)
             if not self.tally.crystals[name]
         ]
+        if not self.tally.phases:
+            found.append(f"no phase was found in the stream {MICROGRAPHS}")
         if self.tally.snapshot is None:
             found.append("the daemon did not publish the whole map")
         if verdict.grains_found < verdict.grains_true or verdict.strange > MOST_STRANGE * verdict.crystals:

@@ -29,8 +29,9 @@ from pipelines.laue.proposals import shipped_for
 
 START_S: Final = 120.0
 STOP_S: Final = 15.0
-#: Name of the stream of the scan.
+#: Names of the stream of the scan and of that of the microscope.
 SCAN: Final = "scan"
+MICROGRAPHS: Final = "sem"
 
 
 class DemoError(RuntimeError):
@@ -139,13 +140,16 @@ class Station:
     ) -> None:
         self._folder = folder
         self._scenes = scenes
+        self._seed = seed
         self._processes: list[Process] = []
         self.results = keep / RESULTS
         self.config = keep / CONFIG
-        ports = free_ports(len(scenes) + 3)
+        ports = free_ports(len(scenes) + 4)
         self._address = f"tcp://127.0.0.1:{ports.pop()}"
         self._catch_up = f"tcp://127.0.0.1:{ports.pop()}"
-        self._detectors = {name: f"tcp://127.0.0.1:{ports.pop()}" for name in [SCAN, *self._streams()]}
+        self._detectors = {
+            name: f"tcp://127.0.0.1:{ports.pop()}" for name in [SCAN, MICROGRAPHS, *self._streams()]
+        }
         geometry = keep / GEOMETRY
         write_det(geometry, DETECTOR, material=MATERIAL, note="grainwatch demo")
         self.config.write_text(self._config_text(sample, geometry), encoding="utf-8")
@@ -182,7 +186,7 @@ class Station:
         return results
 
     def show_scenes(self, repeat: int, rate_hz: float) -> int:
-        """Have the detectors of the single frames send; return how many frames that will be.
+        """Have the microscope and the detectors of the single frames send; return how many that will be.
 
         Meanwhile the detector of the scan begins to make its own.
         """
@@ -194,12 +198,15 @@ class Station:
                 f"the detector of {scene.stream}",
                 [*command, "--rate", str(rate_hz), "--repeat", times, "--frames", *files],
             )
+        command = ["-m", "grainwatch", "simulate", "areadetector", "--bind", self._detectors[MICROGRAPHS]]
+        command += ["--micrographs", str(repeat), "--rate", str(rate_hz), "--seed", str(self._seed)]
+        self._start("the microscope", command)
         self.scanner = self._start(
             "the detector of the scan",
             ["-m", "daemon.demo.detector", self._detectors[SCAN], *self._scanner_arguments],
             talks=True,
         )
-        return sum(len(s.files) * max(1, repeat // len(s.files)) for s in self._scenes)
+        return repeat + sum(len(s.files) * max(1, repeat // len(s.files)) for s in self._scenes)
 
     def scan(self) -> None:
         """Have the scan begin; waits for its first frame, the others are made while it runs."""
@@ -272,6 +279,11 @@ class Station:
             source = {"type": "dectris-v2", "address": self._detectors[stream]}
             tables[f"streams.{stream}.source"] = source
             tables[f"streams.{stream}.pipeline"] = {"type": "laue", **pipeline}
+        tables[f"streams.{MICROGRAPHS}.source"] = {
+            "type": "areadetector",
+            "address": self._detectors[MICROGRAPHS],
+        }
+        tables[f"streams.{MICROGRAPHS}.pipeline"] = {"type": "micrograph"}
         grid = sample.grid
         tables[f"streams.{SCAN}.scan"] = {
             "shape": list(grid.shape),

@@ -15,8 +15,9 @@ from rich.style import Style
 from rich.text import Text
 
 from daemon.demo.station import Accounts
+from grainwatch.commands.subscribe import micrograph_words
 from grainwatch.map_state import MapState
-from grainwatch.messages import Crystal, LaueResult
+from grainwatch.messages import AnyResult, Crystal, LaueResult
 from pipelines.laue.crystal import Material
 from pipelines.maps.colours import ColourKey
 
@@ -53,8 +54,8 @@ class View(Protocol):
         """Show a line of text."""
         ...
 
-    def result(self, result: LaueResult) -> None:
-        """Show the crystals of a frame."""
+    def result(self, result: AnyResult) -> None:
+        """Show the crystals of a frame, or what a micrograph shows."""
         ...
 
     def figures(self, accounts: Accounts, map_state: MapState | None, *, now: bool = False) -> None:
@@ -80,8 +81,8 @@ class Lines:
         """Print a line."""
         print(text, flush=True)
 
-    def result(self, result: LaueResult) -> None:
-        """Print a line a crystal."""
+    def result(self, result: AnyResult) -> None:
+        """Print a line a crystal, or a micrograph."""
         for line, _ in _result_lines(result):
             print(line, flush=True)
 
@@ -114,8 +115,8 @@ class Screen:
         """Print a line."""
         self._console.print(Text(text), soft_wrap=True)
 
-    def result(self, result: LaueResult) -> None:
-        """Print a line a crystal, each material in its colour."""
+    def result(self, result: AnyResult) -> None:
+        """Print a line a crystal, each material in its colour, or a micrograph."""
         for line, material in _result_lines(result):
             self._console.print(Text(line, style=_HUES.get(material, "")), soft_wrap=True)
 
@@ -158,7 +159,11 @@ def map_words(map_state: MapState) -> str:
     return f"map {len(map_state.points)} of {of} points, {len(map_state.grains)} grains"
 
 
-def _result_lines(result: LaueResult) -> list[tuple[str, str]]:
+def _result_lines(result: AnyResult) -> list[tuple[str, str]]:
+    if not isinstance(result, LaueResult):
+        latency = f"{1e3 * (result.times.published - result.times.received):.0f} ms"
+        said = "; ".join([*micrograph_words(result), *result.flags])
+        return [(f"{result.key.source:<10}{result.key.frame:>6}  {said}  ({latency})", "")]
     if not result.crystals:
         return [(f"{result.key.source:<10}{result.key.frame:>6}  no crystal in {result.n_peaks} peaks", "")]
     return [

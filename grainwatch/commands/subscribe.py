@@ -113,7 +113,7 @@ def row(message: AnyMessage) -> tuple[str, ...]:
         )
     if isinstance(message, MicrographResult):
         latency_ms = 1000 * (message.times.published - message.times.received)
-        found = ", ".join([*_shown(message), *message.flags])
+        found = ", ".join([*micrograph_words(message), *message.flags])
         latency = f"{latency_ms:.0f} ms" if message.times.received else ""
         return published, message.key.source, str(message.key.frame), "", "", found, latency
     if isinstance(message, MapUpdate):
@@ -133,7 +133,7 @@ def _found(result: LaueResult) -> str:
     return ", ".join([*shown, *([f"and {rest} more"] if rest else []), *result.flags])
 
 
-def _shown(result: MicrographResult) -> list[str]:
+def micrograph_words(result: MicrographResult) -> list[str]:
     """Return the phase, the process condition and the novelty of a micrograph, each in a few words."""
     said = []
     if (phase := result.morphology) is not None:

@@ -26,6 +26,7 @@ LINE = re.compile(
     r"(?:(?P<stream>\w+) +(?P<frame>\d+))? +(?P<material>[A-Z]\w*) +(?P<matched>\d+)/(?P<expected>\d+)"
     r" +\d+ % +(?P<residual>[\d.]+) px +<?[\de.-]+ +[\d.]+ +[\d.]+ +[\d.]+(?: +\d+ ms)?"
 )
+MICROGRAPH = re.compile(r"sem +\d+  bright ([\d.]+) %, free path ([\d.]+) um  \(\d+ ms\)")
 ACCOUNTS = re.compile(
     r"received (\d+) = done (\d+) \+ failed (\d+) \+ dropped (\d+) \+ lost (\d+) \+ in flight (\d+)"
 )
@@ -68,10 +69,15 @@ def check(text: str, tmp_path: Path, materials: set[str]) -> None:
         ("germanium", "laue-Ge-residual"),
         ("nanowire", "laue-Si-residual+laue-GaN-residual"),
         ("scan", "laue-Cu-residual"),
+        ("sem", "classical-morphology"),
     ):
         assert f"({stream}: what follows is the work of {model} " in text
+    phases = [found for line in text.splitlines() if (found := MICROGRAPH.fullmatch(line))]
+    assert len(phases) == 2
+    # What the law of the simulator allows.
+    assert all(50.0 < float(found[1]) < 85.0 and 2.0 < float(found[2]) < 9.0 for found in phases)
     last = ACCOUNTS.findall(text)[-1]
-    assert [int(n) for n in last] == [34, 34, 0, 0, 0, 0]
+    assert [int(n) for n in last] == [36, 36, 0, 0, 0, 0]
     assert "map 30 of 30 points" in text
     assert "2 of 2 grains found" in text
     assert "leading grain at 30 of 30 points" in text
@@ -81,7 +87,7 @@ def check(text: str, tmp_path: Path, materials: set[str]) -> None:
     assert f"map written: {tmp_path / 'kept' / 'map.png'}" in text
     picture = matplotlib.image.imread(tmp_path / "kept" / "map.png")
     assert np.ptp(picture[..., :3]) > 0.5
-    assert len(list((tmp_path / "kept" / "results").glob("*.h5"))) == 3
+    assert len(list((tmp_path / "kept" / "results").glob("*.h5"))) == 4
 
 
 def test_simulated_frames(tmp_path: Path) -> None:
@@ -101,7 +107,7 @@ def test_simulated_frames(tmp_path: Path) -> None:
 def test_real_frames(tmp_path: Path, truth_dir: Path) -> None:
     text = run(tmp_path, GRAINWATCH_DATA=str(truth_dir.parent))
     assert "real frames of a germanium crystal" in text
-    assert "SIMULATED" not in text
+    assert "SIMULATED frames" not in text
     check(text, tmp_path, {"Ge", "Si", "GaN"})
 
 
