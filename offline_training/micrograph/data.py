@@ -74,6 +74,8 @@ class Data:
     seen : tuple of (rows, columns) uint8 arrays
         As networks see them.
     request : DataRequest
+    base_domain : Domain, optional
+        Of the bundle that is added to.
     """
 
     images: ImageSet
@@ -81,6 +83,7 @@ class Data:
     preparation: BundlePreparation
     seen: tuple[ByteImage, ...]
     request: DataRequest
+    base_domain: Domain | None = None
 
     @property
     def patch_px(self) -> int:
@@ -102,7 +105,9 @@ class Data:
         return None if self.images.conditions is None else self.images.conditions.of(images)
 
     def domain(self) -> Domain:
-        """Return what images must be like for a model of these."""
+        """Return what images must be like for a model of these; of one that is added to, for its encoder."""
+        if self.base_domain is not None:
+            return self.base_domain
         trained = [self.images.acquisitions[i] for i in self.parts.trained_on]
 
         def range_of(values: list[float | None]) -> tuple[float, float] | None:
@@ -150,10 +155,10 @@ def load_data(request: DataRequest, base: Bundle | None = None) -> Data:
     """
     if request.patch_px < _PATCH_MULTIPLE or request.patch_px % _PATCH_MULTIPLE:
         raise ValueError(f"--patch-px {request.patch_px}: expected a multiple of {_PATCH_MULTIPLE}")
-    if base is None:
-        parameters = PreparationParameters(median_px=request.median_px, patch_px=request.patch_px)
-    else:
-        parameters = read_parts(base).preparation.parameters
+    parameters = PreparationParameters(median_px=request.median_px, patch_px=request.patch_px)
+    told, domain = None if base is None else read_parts(base), None
+    if told is not None:
+        parameters = told.preparation.parameters
     images = load_images(
         request.images,
         replace(parameters, reference=None),
@@ -163,7 +168,7 @@ def load_data(request: DataRequest, base: Bundle | None = None) -> Data:
         pixel_size_um=request.pixel_size_um,
         seed=request.seed,
     )
-    if base is None:
+    if base is None or told is None:
         parts = part_images(images, request.held_out, request.seed)
         if request.match:
             trained = [images.images[i] for i in parts.trained_on]
@@ -171,8 +176,9 @@ def load_data(request: DataRequest, base: Bundle | None = None) -> Data:
         preparation = BundlePreparation(parameters=parameters, phase=request.phase)
     else:
         parts = _parts_of(images, request, base)
-        preparation = read_parts(base).preparation
-    return Data(images, parts, preparation, images.matched(preparation.parameters.reference), request)
+        preparation, domain = told.preparation, told.domain
+    seen = images.matched(preparation.parameters.reference)
+    return Data(images, parts, preparation, seen, request, domain)
 
 
 def _parts_of(images: ImageSet, request: DataRequest, base: Bundle) -> Parts:

@@ -34,7 +34,8 @@ class Answer:
     best : float
         The most probable condition.
     low, high : float
-        Ends of the interval that holds 90 %, 5 % on each side.
+        Ends of the shortest interval that holds 90 %: with one maximum, it is inside, at an end of the range,
+        too.
     chance : float
         Of something as far off, or further, under the best condition.
     """
@@ -126,19 +127,28 @@ class ConditionLaw:
         square = np.einsum("gi,ij,gj->g", unit, inverse, unit)
         log_density = -0.5 * square - np.log(deviation).sum(axis=1)
         density = np.exp(log_density - log_density.max())
-        low, high = self.range
-        grid = low + (u + 1.0) / 2.0 * (high - low)
+        least, greatest = self.range
+        grid = least + (u + 1.0) / 2.0 * (greatest - least)
         step = grid[1] - grid[0]
         cumulated = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2.0 * step)])
-        ends = np.interp([0.05, 0.95], cumulated / cumulated[-1], grid)
+        low, high = _shortest(grid, cumulated / cumulated[-1])
         return Answer(
             grid=grid,
             density=density / cumulated[-1],
             best=float(grid[np.argmax(density)]),
-            low=float(ends[0]),
-            high=float(ends[1]),
+            low=low,
+            high=high,
             chance=float(stats.chi2.sf(square.min(), len(which))),
         )
+
+
+def _shortest(grid: FloatArray, cumulated: FloatArray, share: float = 0.9) -> tuple[float, float]:
+    # All intervals that begin or end at a place of the grid; so those at both ends of the range are there.
+    first, last = cumulated <= 1.0 - share, cumulated >= share
+    starts = np.concatenate([grid[first], np.interp(cumulated[last] - share, cumulated, grid)])
+    ends = np.concatenate([np.interp(cumulated[first] + share, cumulated, grid), grid[last]])
+    best = int(np.argmin(ends - starts))
+    return float(starts[best]), float(ends[best])
 
 
 def _unit(values: FloatArray, over: tuple[float, float]) -> FloatArray:

@@ -105,6 +105,9 @@ def test_what_is_asked_with_more_patches_is_known_better() -> None:
     assert float(np.trapezoid(one.density, one.grid)) == pytest.approx(1.0)
     assert one.chance > 0.5
     assert law.ask(0.2, path).chance < UNLIKELY
+    # At an end of the range, the most probable condition is inside.
+    end = law.ask(0.7 - 0.05 * 3 + 0.005 * 9 - 0.02, float(np.exp(1.1)))
+    assert end.high == pytest.approx(end.best, abs=0.01)
 
 
 def test_questions_that_cannot_be_are_refused() -> None:
