@@ -54,7 +54,7 @@ def micrographs(
         from PIL import Image
 
         from offline_training.micrograph.evaluation import measure_patches
-        from offline_training.micrograph.priors import Generator
+        from offline_training.micrograph.generator import Generator
         from pipelines.engines.bundle import load_bundle
         from pipelines.engines.shipped import find_bundle
 
@@ -114,9 +114,9 @@ def condition(
         import numpy as np
 
         from offline_training.micrograph.evaluation import measure_patches
+        from offline_training.micrograph.generator import Generator
         from offline_training.micrograph.inverse import UNLIKELY, ConditionLaw
         from offline_training.micrograph.plots import plot_answer
-        from offline_training.micrograph.priors import Generator
         from pipelines.engines.bundle import load_bundle
         from pipelines.engines.shipped import find_bundle
 

@@ -285,7 +285,7 @@ def _watching(line: ProgressLine, cores: int) -> Watching:
 def _written(made: Made, out: Path) -> None:
     time, held_out = made.metrics["time"], made.metrics["conditions"]
     kind = "synthetic images" if held_out["synthetic"] else "images"
-    print(f"{out}: written; {', '.join(made.pictures)} beside it")
+    print(f"{out}: written" + (f"; {', '.join(made.pictures)} beside it" if made.pictures else ""))
     print(
         f"  {time['steps']} steps, {duration(time['training_s'])}; judged on {held_out['patches']} patches of"
         f" {held_out['images']} {kind} ({held_out['groups']} groups) that nothing was trained on"

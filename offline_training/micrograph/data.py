@@ -135,6 +135,10 @@ class Data:
             "held_out": list(self.parts.held_out),
             "calibrated_on": sorted({groups[i] for i in self.parts.calibration}),
             "judged_on": sorted({groups[i] for i in self.parts.judged}),
+            "trained_images": sorted(self.images.digests(self.parts.trained_on)),
+            "held_out_images": sorted(
+                {*self.images.digests(self.parts.calibration), *self.images.digests(self.parts.judged)}
+            ),
             "turned": self.request.turned,
         }
 
@@ -187,7 +191,14 @@ def _parts_of(images: ImageSet, request: DataRequest, base: Bundle) -> Parts:
         place = {name: np.array([g in set(told[name]) for g in images.groups]) for name in _PARTS}
         trained, calibration, judged = (np.flatnonzero(place[name]) for name in _PARTS)
         return Parts(trained, calibration, judged, tuple(told["held_out"]))
-    seen = set(told.get("trained_on", ()))
+    digests = images.digests(np.arange(len(images)))
+
+    def groups_of(names: str, contents: str) -> set[str]:
+        # By their content too: other labels may call the groups something else.
+        named, shown = set(told.get(names, ())), set(told.get(contents, ()))
+        return {g for g, d in zip(images.groups, digests, strict=True) if g in named or d in shown}
+
+    seen, kept = groups_of("trained_on", "trained_images"), groups_of("held_out", "held_out_images")
     if leaked := sorted(seen & set(request.held_out)):
         raise ValueError(f"--held-out {leaked[0]}: {base.folder} was trained on it")
     fresh = set(images.groups) - seen
@@ -196,9 +207,11 @@ def _parts_of(images: ImageSet, request: DataRequest, base: Bundle) -> Parts:
             f"{base.folder} was trained on all of these images: nothing is held out; give the images that it"
             " was made with, or others"
         )
-    if request.held_out or not seen & set(images.groups):
+    if request.held_out or not seen:
         return part_images(images, request.held_out, request.seed)
-    return part_images(images, sorted(fresh), request.seed)
+    # Those that were held out stay so; of new ones alone a fifth is.
+    drawn = np.random.default_rng(request.seed).permutation(sorted(fresh))[: max(2, len(fresh) // 5)]
+    return part_images(images, sorted(kept & fresh) or drawn.tolist(), request.seed)
 
 
 _PARTS = ("trained_on", "calibrated_on", "judged_on")

@@ -76,6 +76,13 @@ class ImageSet:
             digest.update(self.conditions.values.tobytes())
         return digest.hexdigest()
 
+    def digests(self, images: IntArray) -> list[str]:
+        """Return short hashes of some images: the same image under another name is known by it."""
+        return [
+            hashlib.sha256(repr(self.images[i].shape).encode() + self.images[i].tobytes()).hexdigest()[:16]
+            for i in images
+        ]
+
     def matched(self, reference: ReferenceHistogram | None) -> tuple[ByteImage, ...]:
         """Return the images as networks see them."""
         return self.images if reference is None else tuple(reference.match(i) for i in self.images)

@@ -14,7 +14,6 @@ import torch
 from offline_training.micrograph.bundles import (
     CHECKPOINT,
     Made,
-    Naming,
     Request,
     Watching,
     add_network,
@@ -34,26 +33,24 @@ from offline_training.micrograph.evaluation import (
     measure_patches,
     table_rows,
 )
-from offline_training.micrograph.export import Coder, Prior, export_prior, pack_prior, unpack_prior
+from offline_training.micrograph.export import Coder, Prior, export_prior, pack_prior
 from offline_training.micrograph.figures import pixelcnn_figures
+from offline_training.micrograph.generator import WEIGHTS, draw_codes
 from offline_training.micrograph.inverse import ConditionLaw
-from offline_training.micrograph.labels import Values
-from offline_training.micrograph.pixelcnn import PixelCnn
+from offline_training.micrograph.labels import Conditions
 from offline_training.micrograph.plots import plot_distributions, plot_reconstructions
 from offline_training.micrograph.references import CANDIDATES, Candidates, fit_parts
 from offline_training.micrograph.sampling import CodeSampler
 from offline_training.micrograph.training import Encoding, train_pixelcnn
-from pipelines.engines.bundle import MODEL, Bundle, BundleError
+from pipelines.engines.bundle import Bundle
 from pipelines.micrograph.model_bundle import PRIOR, VQVAE
 
 ByteImage = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
-WEIGHTS: Final = "prior.weights.npz"
 _BASELINE_PATCHES: Final = 3000
 _DRAWN_A_BIN: Final = 96
-_AT_ONCE: Final = 32
 _LAW_PATCHES: Final = 400
 
 
@@ -92,6 +89,8 @@ def make_prior(
     n_codes = int(base.description.decision["codebook"])
     crops = data.crops(request.settings.seed)
     trained_on = data.conditions(data.parts.trained_on)
+    if data.images.conditions is not None:
+        _check_classes(data.images.conditions, data.parts.trained_on)
     out.mkdir(parents=True, exist_ok=True)
     network, trained = train_pixelcnn(
         Encoding(coder.codes, n_codes, coder.sha256),
@@ -121,7 +120,9 @@ def make_prior(
     likelihood = None if candidates is None else prior.nats
     parts, found, more = fit_parts(data, lambda p: coder.read(p)[::-1], n_codes, likelihood, candidates)
     remarks += more
-    compared, law = _judge_drawn(data, network, coder, patches, of, codes, options.drawn, out, request.naming)
+    drawn = _Drawn(data, CodeSampler(network), coder, options.drawn)
+    compared, law, more = drawn.judge(patches, of, codes, request.naming.name, out)
+    remarks += more
     metrics: dict[str, Any] = {
         "held_out": asdict(figures),
         "conditions": conditions_of(data, len(patches)),
@@ -155,54 +156,73 @@ def make_prior(
         files={WEIGHTS: pack_prior(network)},
     )
     write_evaluation(metrics, remarks, watching, out)
-    return Made(bundle, metrics, ["generated.png", "distributions.png"])
+    pictures = [p for p in ("generated.png", "distributions.png") if (out / p).exists()]
+    return Made(bundle, metrics, pictures)
 
 
-def _judge_drawn(
-    data: Data,
-    network: PixelCnn,
-    coder: Coder,
-    patches: ByteImage,
-    of: IntArray,
-    codes: IntArray,
-    count: int,
-    out: Path,
-    naming: Naming,
-) -> tuple[list[Comparison], dict[str, Any]]:
-    # Drawn under the very conditions of held-out patches, so that a bin is the same mixture on both sides.
-    if data.preparation.parameters.reference is not None:
-        # Matched images all have the fraction of the reference: nothing could be compared.
-        return [], {}
-    rng = np.random.default_rng(0)
-    sampler = CodeSampler(network)
-    conditions = data.images.conditions
-    compared: list[Comparison] = []
-    shown_bins, rows = [], []
-    values, measures = [], []
-    by_codes = measure_patches(coder.shown(codes), data.preparation.phase)
-    own = measure_patches(patches, data.preparation.phase)
-    for name, members in bins_of(conditions, of):
-        chosen = rng.choice(members, count)
-        given = data.conditions(of[chosen])
-        drawn = coder.shown(draw_codes(sampler, count, codes.shape[1:], given, rng))
-        found = measure_patches(drawn, data.preparation.phase)
-        compared += compare_distributions(name, own[members], by_codes[members], found, of[members])
-        shown_bins.append((name, own[members], by_codes[members], found))
-        some = members[np.linspace(0, len(members) - 1, min(len(members), 8)).astype(np.int64)]
-        words = name.replace(" ", "\n", 1)
-        rows += [(f"{words}\nheld out", patches[some]), ("generated", drawn[:8])]
-        if given is not None:
-            values.append(given)
-            measures.append(found)
-    title = f"{naming.name}: generated beside held-out patches"
-    plot_distributions(shown_bins, title, out / "distributions.png")
-    plot_reconstructions(rows, title, out / "generated.png")
-    law: dict[str, Any] = {}
-    if conditions is not None and not conditions.classes and len(conditions.names) == 1:
-        given_all = data.conditions(of)
-        assert given_all is not None
-        law = _judge_law(np.concatenate(values)[:, 0], np.concatenate(measures), given_all[:, 0], own)
-    return compared, law
+def _check_classes(conditions: Conditions, trained_on: IntArray) -> None:
+    if not conditions.classes:
+        return
+    met = set(conditions.of(trained_on).tolist())
+    if absent := [name for number, name in enumerate(conditions.classes) if number not in met]:
+        raise ValueError(
+            f"class {absent[0]}: all of its images are held out, none is left to train on; choose --held-out"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """Generated patches beside held-out ones.
+
+    They are drawn under the very conditions of held-out patches, so that a bin is the same mixture on both
+    sides.
+    """
+
+    data: Data
+    sampler: CodeSampler
+    coder: Coder
+    count: int
+
+    def judge(
+        self, patches: ByteImage, of: IntArray, codes: IntArray, name: str, out: Path
+    ) -> tuple[list[Comparison], dict[str, Any], list[str]]:
+        """Compare, draw pictures, ask back; return comparisons, figures of the law, and remarks."""
+        data, rng = self.data, np.random.default_rng(0)
+        if data.preparation.parameters.reference is not None:
+            return [], {}, ["histograms are matched: generated fractions say nothing, and are not compared"]
+        phase, conditions = data.preparation.phase, data.images.conditions
+        compared: list[Comparison] = []
+        remarks: list[str] = []
+        shown, rows, values, measures = [], [], [], []
+        by_codes, own = measure_patches(self.coder.shown(codes), phase), measure_patches(patches, phase)
+        for text, members in bins_of(conditions, of):
+            given = data.conditions(of[rng.choice(members, self.count)])
+            drawn = self.coder.shown(draw_codes(self.sampler, self.count, codes.shape[1:], given, rng))
+            found = measure_patches(drawn, phase)
+            some = members[np.linspace(0, len(members) - 1, min(len(members), 8)).astype(np.int64)]
+            words = text.replace(" ", "\n", 1)
+            rows += [(f"{words}\nheld out", patches[some]), ("generated", drawn[:8])]
+            try:
+                compared += compare_distributions(text, own[members], by_codes[members], found, of[members])
+            except ValueError as error:
+                remarks.append(str(error))
+                continue
+            shown.append((text, own[members], by_codes[members], found))
+            if given is not None:
+                values.append(given)
+                measures.append(found)
+        title = f"{name}: generated beside held-out patches"
+        plot_reconstructions(rows, title, out / "generated.png")
+        if shown:
+            plot_distributions(shown, title, out / "distributions.png")
+        law: dict[str, Any] = {}
+        if values and conditions is not None and not conditions.classes and len(conditions.names) == 1:
+            try:
+                true = conditions.of(of)[:, 0]
+                law = _judge_law(np.concatenate(values)[:, 0], np.concatenate(measures), true, own)
+            except ValueError as error:
+                remarks.append(f"the inverse question cannot be asked: {error}")
+        return compared, law, remarks
 
 
 def _judge_law(
@@ -226,136 +246,6 @@ def _judge_law(
     }
 
 
-def draw_codes(
-    sampler: CodeSampler,
-    count: int,
-    shape: tuple[int, ...],
-    conditions: Values | None,
-    rng: np.random.Generator,
-    temperature: float = 1.0,
-) -> IntArray:
-    """Draw maps of codes (n, rows, columns), one for each condition."""
-    parts = []
-    for i in range(0, count, _AT_ONCE):
-        n = min(_AT_ONCE, count - i)
-        given = None if conditions is None else torch.from_numpy(np.ascontiguousarray(conditions[i : i + n]))
-        parts.append(sampler.sample(n, (shape[0], shape[1]), given, rng, temperature)[0])
-    return np.concatenate(parts)
-
-
 def table_of(generated: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Return head and rows for people of what `Comparison.as_dict` gave."""
     return list(TABLE_HEAD), table_rows(msgspec.convert(generated, list[Comparison]))
-
-
-@dataclass(frozen=True, eq=False)
-class Generator:
-    """Draws images with a bundle that has a prior.
-
-    Attributes
-    ----------
-    sampler : CodeSampler
-    coder : Coder
-    shape : (int, int)
-        Rows and columns of a map that it has learned.
-    names, classes : tuple of str
-        Of the condition.
-    least, greatest : tuple of float
-        Of the numbers that it was trained on.
-    pixel_size_um : float or None
-        None where it was not known, or not one.
-    """
-
-    sampler: CodeSampler
-    coder: Coder
-    shape: tuple[int, int]
-    names: tuple[str, ...]
-    classes: tuple[str, ...]
-    least: tuple[float, ...]
-    greatest: tuple[float, ...]
-    pixel_size_um: float | None
-
-    @classmethod
-    def open(cls, bundle: Bundle) -> Generator:
-        """Open the networks of a bundle.
-
-        Raises
-        ------
-        BundleError
-            If it has no prior, or that of other codes.
-        """
-        told = bundle.description.training.get("prior")
-        if told is None or PRIOR not in bundle.description.networks or WEIGHTS not in bundle.files:
-            raise BundleError(
-                f"{bundle.folder}: has no PixelCNN to draw with; make one: grainwatch train pixelcnn"
-                f" --vqvae {bundle.folder}"
-            )
-        coder = Coder(bundle)
-        if told["encoder_sha256"] != coder.sha256:
-            raise BundleError(
-                f"{bundle.folder / MODEL}: is not the encoder whose codes the PixelCNN has learned; make the"
-                " bundle again"
-            )
-        condition = told["condition"]
-        rows, columns = bundle.network(PRIOR).description.inputs["codes"]["shape"][1:]
-        size = bundle.description.domain.get("pixel_size_um")
-        one = size is not None and size[1] <= 1.01 * size[0]
-        return cls(
-            CodeSampler(unpack_prior(bundle.file(WEIGHTS), str(bundle.path(WEIGHTS)))),
-            coder,
-            (rows, columns),
-            tuple(condition["names"]),
-            tuple(condition["classes"]),
-            tuple(condition.get("least", ())),
-            tuple(condition.get("greatest", ())),
-            float(size[0]) if one and size is not None else None,
-        )
-
-    def condition_of(self, given: dict[str, str]) -> npt.NDArray[np.float32] | np.int64 | None:
-        """Return a condition as the network takes it, of what a command line says, NAME to value.
-
-        Raises
-        ------
-        ValueError
-            If something is missing, unknown, or outside of what was trained on.
-        """
-        wanted = ", ".join(self.names) or "none"
-        if unknown := sorted(set(given) - set(self.names)):
-            raise ValueError(f"--condition {unknown[0]}: the bundle has no such condition; it has: {wanted}")
-        if missing := [name for name in self.names if name not in given]:
-            raise ValueError(f"--condition {missing[0]}=...: is missing; the bundle was trained on {wanted}")
-        if not self.names:
-            return None
-        if self.classes:
-            value = given[self.names[0]]
-            if value not in self.classes:
-                known = ", ".join(self.classes)
-                raise ValueError(f"--condition {self.names[0]}={value}: expected one of {known}")
-            return np.int64(self.classes.index(value))
-        numbers = []
-        for name, low, high in zip(self.names, self.least, self.greatest, strict=True):
-            try:
-                number = float(given[name])
-            except ValueError:
-                raise ValueError(f"--condition {name}={given[name]}: expected a number") from None
-            if not low - 1e-6 * abs(low) <= number <= high + 1e-6 * abs(high):
-                raise ValueError(
-                    f"--condition {name}={number:g}: outside of {low:g} to {high:g}, which it was trained on"
-                )
-            numbers.append(number)
-        return np.array(numbers, dtype=np.float32)
-
-    def draw(
-        self,
-        count: int,
-        condition: npt.NDArray[Any] | np.int64 | None,
-        rng: np.random.Generator,
-        temperature: float = 1.0,
-    ) -> ByteImage:
-        """Draw images (n, side, side) under one condition, or under one each where it has n rows."""
-        given = None
-        if condition is not None:
-            array = np.asarray(condition)
-            alike = array.ndim == (0 if self.classes else 1)
-            given = np.broadcast_to(array, (count, *array.shape)) if alike else array
-        return self.coder.shown(draw_codes(self.sampler, count, self.shape, given, rng, temperature))

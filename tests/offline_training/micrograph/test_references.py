@@ -146,6 +146,14 @@ def test_what_a_bundle_was_trained_on_is_never_held_out_later(tmp_path: Path) ->
     Image.fromarray(MicrographSimulator(shape=(48, 48)).sample(50).image).save(folder / f"{outside}_99.png")
     more = load_data(request, base)
     assert set(more.parts.held_out) == set(first.parts.held_out)
+    for number in range(60, 70):
+        image = MicrographSimulator(shape=(48, 48)).sample(number).image
+        Image.fromarray(image).save(folder / f"g9_{number}.png")
+    assert set(load_data(request, base).parts.held_out) == set(first.parts.held_out)
+    # Without the groups, an image is known by what it shows.
+    alone = load_data(replace(request, group=""), base)
+    assert {name[:2] for name in alone.parts.held_out} == set(first.parts.held_out)
+    assert "g9_60.png" not in alone.parts.held_out
     for path in folder.iterdir():
         if not path.name.startswith(inside):
             path.unlink()
