@@ -193,7 +193,7 @@ class MicrographAnalysis:
         image = ImageFeatures(features.latents, features.codes, likelihood)
         reference, posterior, novelty = model.parts.novelty, None, None
         if model.parts.posterior is not None and likelihood is not None:
-            share = 1.0 if reference is None else reference.fit_typicality(image, blank=blank)
+            share = 0.0 if blank else 1.0 if reference is None else reference.fit_typicality(image)
             posterior = model.parts.posterior.judge(likelihood, share)
         if reference is not None:
             novelty = reference.judge(image, blank=blank)

@@ -212,7 +212,8 @@ def pack(parts: BundleParts) -> dict[str, bytes]:
     """Return the further files of a bundle, by name: its ``reference.npz``."""
     arrays: Arrays = {}
     if parts.novelty is not None:
-        arrays |= _novelty_arrays(parts.novelty)
+        # Under which conditions its log-likelihoods are, the posterior says.
+        arrays |= _novelty_arrays(parts.novelty, with_conditions=parts.posterior is not None)
     if parts.posterior is not None:
         arrays["candidate_input"] = parts.posterior.inputs
     if parts.alarm_values is not None:
@@ -271,7 +272,7 @@ def _preparation(stated: Mapping[str, Any]) -> BundlePreparation:
     return msgspec.convert(stated, BundlePreparation)
 
 
-def _novelty_arrays(reference: NoveltyReference) -> Arrays:
+def _novelty_arrays(reference: NoveltyReference, *, with_conditions: bool) -> Arrays:
     held = reference.held_out
     arrays: Arrays = {
         "latent_mean": reference.space.mean,
@@ -286,7 +287,7 @@ def _novelty_arrays(reference: NoveltyReference) -> Arrays:
         arrays["code_mean"] = reference.code_space.mean
         arrays["code_directions"] = reference.code_space.directions
         arrays |= _ragged("held_out_codes", held.codes)
-        if held.log_likelihood is not None:
+        if held.log_likelihood is not None and (with_conditions or held.log_likelihood[0].shape[1] == 1):
             arrays |= _ragged("held_out_log_likelihood", held.log_likelihood)
     return arrays
 

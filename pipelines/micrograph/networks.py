@@ -103,9 +103,13 @@ class MicrographModel:
             self._vae = open_engine(vae, engines)
         self._prior: FallbackEngine | None = None
         self._conditions: npt.NDArray[Any] | None = None
+        needed = self.parts.posterior is not None or (novelty is not None and novelty.weighs_codes)
         if self._is_vqvae and PRIOR in further:
-            self._open_prior(bundle.network(PRIOR), maps, engines)
-        elif self.parts.posterior is not None or (novelty is not None and novelty.weighs_codes):
+            prior = bundle.network(PRIOR)
+            # Without a calibration of its conditions there is nothing to ask it.
+            if needed or "condition" not in prior.description.inputs:
+                self._open_prior(prior, maps, engines)
+        elif needed:
             raise BundleError(f"{bundle.folder}: has no network {PRIOR}; make the bundle again")
 
     def _check_encoder(self, bundle: Bundle, outputs: Mapping[str, Tensor | None]) -> int:

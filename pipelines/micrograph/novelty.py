@@ -266,15 +266,13 @@ class NoveltyReference:
             bits_per_code=codes[1] if len(codes) > 1 else None,
         )
 
-    def fit_typicality(self, image: ImageFeatures, *, blank: bool = False) -> float:
+    def fit_typicality(self, image: ImageFeatures) -> float:
         """Return the share of held-out images whose codes fit the trained conditions as badly, or worse.
 
         That is, of divergence and bits per code; 1 without a PixelCNN.
         """
         if not self.weighs_codes or self.code_space is None:
             return 1.0
-        if blank:
-            return 0.0
         asked, known = _scale(self._of_image(image)), self._known(image)
         return typicality(known[:, 2:], asked[2:], self.held_out.sources, (False, True))
 

@@ -184,7 +184,9 @@ def log_score(probability: FloatArray, true: IntArray) -> float:
 def calibration_error(probability: FloatArray, true: IntArray, bins: int = _BINS) -> float:
     """Return the expected calibration error of the most probable candidate, in bins of equal numbers.
 
-    Guo et al., On Calibration of Modern Neural Networks, ICML 2017; with equal numbers no bin is empty.
+    Guo et al., On Calibration of Modern Neural Networks, ICML 2017; with equal numbers no bin is empty. Of n
+    images, chance alone makes it 0.4 √(bins / n) where everything is right half of the time: 0.03 takes two
+    thousand images.
     """
     sure = probability.max(axis=1)
     right = probability.argmax(axis=1) == true

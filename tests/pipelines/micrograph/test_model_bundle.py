@@ -19,7 +19,7 @@ from pipelines.micrograph.networks import MicrographModel
 from pipelines.micrograph.novelty import ImageFeatures
 
 pytest.importorskip("onnx", reason="onnx writes the networks")
-from testkit.micrograph_bundle import PATCH, SIDE, fitted, make_vae_bundle, read
+from testkit.micrograph_bundle import PATCH, SIDE, fitted, make_bundle, make_vae_bundle, read
 
 
 @pytest.fixture
@@ -82,6 +82,18 @@ def test_a_bundle_of_a_vae_alone(tmp_path: Path) -> None:
     assert not model.has_prior
     with pytest.raises(ValueError, match="has no network prior"):
         model.log_likelihood(np.zeros((1, SIDE, SIDE), np.int32))
+
+
+def test_a_prior_whose_conditions_were_not_calibrated_is_not_asked(tmp_path: Path) -> None:
+    make_bundle(tmp_path, posterior=None)
+    model = MicrographModel(tmp_path)
+    assert not model.has_prior
+    assert model.parts.novelty is not None
+    assert not model.parts.novelty.weighs_codes
+    codes, latents = read(np.full((2, PATCH, PATCH), 90, np.uint8))
+    found = model.parts.novelty.judge(ImageFeatures(latents, codes))
+    assert found.code_divergence_bits is not None
+    assert found.bits_per_code is None
 
 
 @pytest.mark.parametrize(

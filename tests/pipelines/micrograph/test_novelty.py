@@ -155,7 +155,6 @@ def test_a_blank_image_and_numbers_that_are_none_are_never_typical(reference: No
         reference.judge(ImageFeatures(own.latents * np.nan, own.codes, own.log_likelihood)),
     ):
         assert (found.typicality, found.novel) == (0.0, True)
-    assert reference.fit_typicality(own, blank=True) == 0.0
 
 
 def test_without_codes_the_latent_space_judges_alone() -> None:
