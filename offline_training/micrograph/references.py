@@ -194,7 +194,7 @@ def fit_parts(
         codebook,
         novelty,
         posterior,
-        () if alarm is None else ALARM_COMPONENTS,
+        () if alarm is None else ALARM_COMPONENTS[: alarm.shape[1]],
         alarm,
     )
     return parts, metrics, remarks
@@ -229,6 +229,7 @@ def _alarm_values(
     rows = []
     for number, image in zip(data.parts.calibration, features, strict=True):
         shown = morphology(data.images.images[number], phase=data.preparation.phase, patch_px=data.patch_px)
-        distance = novelty.judge(image).latent_distance
-        rows.append([*data.images.statistics[number], shown.fraction, distance])
+        found = novelty.judge(image)
+        codes = () if found.code_divergence_bits is None else (found.code_divergence_bits,)
+        rows.append([*data.images.statistics[number], shown.fraction, found.latent_distance, *codes])
     return np.array(rows)

@@ -44,8 +44,8 @@ FURTHER_VAE: Final = "vae"
 REFERENCE: Final = "reference.npz"
 PIXELS_PER_CODE: Final = 8
 
-ALARM_COMPONENTS: Final = (*STATISTICS, "fraction", "latent_distance")
-"""What the drift alarm of a stream follows; the last one with a model only."""
+ALARM_COMPONENTS: Final = (*STATISTICS, "fraction", "latent_distance", "code_divergence_bits")
+"""What the drift alarm of a stream follows; the last but one with a model only, the last with codes only."""
 
 AnyArray = npt.NDArray[Any]
 Arrays = dict[str, AnyArray]

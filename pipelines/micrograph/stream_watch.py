@@ -39,6 +39,7 @@ _WORDS = {
     "bright_share": "share of white pixels",
     "fraction": "phase fraction",
     "latent_distance": "distance from the training images",
+    "code_divergence_bits": "codes that the training images do not have",
 }
 
 
@@ -126,7 +127,7 @@ class StreamWatch:
         """
         if table.on:
             # The limit takes a second to find, and is kept: results should not wait for it.
-            table.begin(ALARM_COMPONENTS if has_model else ALARM_COMPONENTS[:-1])
+            table.begin(ALARM_COMPONENTS if has_model else ALARM_COMPONENTS[:-2])
         self.settings = (table, neighbours, learnt, measured)
         self._channels: dict[str, _Channel] = {}
         self._neighbours = Neighbours(neighbours)
@@ -273,4 +274,6 @@ def _values(result: MicrographResult) -> Mapping[str, float]:
     values["fraction"] = result.morphology.fraction
     if result.novelty is not None:
         values["latent_distance"] = result.novelty.latent_distance
+        if result.novelty.code_divergence_bits is not None:
+            values["code_divergence_bits"] = result.novelty.code_divergence_bits
     return values if np.isfinite(list(values.values())).all() else {}

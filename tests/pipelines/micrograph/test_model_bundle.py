@@ -133,7 +133,7 @@ def test_what_is_wrong_in_the_description_is_named(
         (lambda a: a.update(held_out_codes_count=a["held_out_codes_count"][:-1]), "held_out_codes: has"),
         (lambda a: a.update(held_out_source=a["held_out_source"] + 60), "held_out_source: expected"),
         (lambda a: a.update(candidate_input=a["candidate_input"][:3]), "candidate_input: .* 4 candidates"),
-        (lambda a: a.update(alarm=a["alarm"][:, :3]), r"alarm: .* the shape \(any, 8\)"),
+        (lambda a: a.update(alarm=a["alarm"][:, :3]), r"alarm: .* the shape \(any, 9\)"),
         (lambda a: a.update(code_mean=np.array(["a"] * 32)), "code_mean: expected finite numbers"),
     ],
 )  # fmt: skip

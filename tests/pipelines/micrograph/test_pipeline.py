@@ -239,7 +239,7 @@ def test_the_watch_begins_as_the_model_says_where_that_is_asked_for(model_folder
     learnt = found.settings[2]
     assert learnt is not None
     assert learnt.sha256 == load_bundle(model_folder).sha256
-    assert learnt.values.shape == (60, 8)
+    assert learnt.values.shape == (60, 9)
     plain = watch(Config(bundle=names), context)
     assert isinstance(plain, StreamWatch)
     assert plain.settings[2] is None
@@ -270,3 +270,22 @@ def test_two_models_are_compared_by_what_they_conclude(full: MicrographPipeline)
     assert not compare(found, replace(found, posterior=replace(found.posterior, none_of_these=True))).agree
     # What only one of them judges is no disagreement.
     assert compare(found, replace(found, posterior=None, novelty=None)).agree
+
+
+def test_a_stream_that_shows_another_structure_is_noticed(full: MicrographPipeline) -> None:
+    # Brightness, fraction and size stay what they were: only the texture is another.
+    watching = watch(Config(bundle=("model",)), StreamContext("sem"))
+    assert watching is not None
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        result, _ = watching.take(answer(full, SIMULATOR.sample(1000 + number).image, **KNOWN))
+        assert "stream_changed" not in result.flags
+    flags = []
+    for number in range(20):
+        # Finely mixed, as many bright pixels as before.
+        image = SIMULATOR.sample(1100 + number).image
+        mixed = rng.permuted(image.reshape(48, 4, 48, 4).swapaxes(1, 2).reshape(48, 48, 16), axis=2)
+        image = mixed.reshape(48, 48, 4, 4).swapaxes(1, 2).reshape(192, 192)
+        flags.append("stream_changed" in watching.take(answer(full, image, **KNOWN))[0].flags)
+    assert flags[-1]
+    assert watching.alarm

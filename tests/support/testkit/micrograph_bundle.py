@@ -145,9 +145,10 @@ def fitted() -> tuple[BundleParts, np.ndarray, np.ndarray]:
     )
     names = [f"{value:g}" for value in CANDIDATES]
     posterior = fit_posterior("ln_cooling_rate", names, candidates, held_out, values=CANDIDATES)
+    found = [novelty.judge(image) for image in held_out]
     alarm = [
-        [*vars_of(r.statistics), morphology(r.filtered).fraction, novelty.judge(image).latent_distance]
-        for r, image in zip(ready[60:], held_out, strict=True)
+        [*vars_of(r.statistics), morphology(r.filtered).fraction, f.latent_distance, f.code_divergence_bits]
+        for r, f in zip(ready[60:], found, strict=True)
     ]
     parts = BundleParts(
         BundlePreparation(parameters=PREPARATION),
