@@ -33,7 +33,7 @@ Set = Annotated[
         " bin_deg, range_deg. Again for more.",
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Start of all random numbers.")]
+Seed = Annotated[int, typer.Option(min=0, help="Start of all random numbers.")]
 Cores = Annotated[int, typer.Option(help="Cores: one makes patterns, the others run the network.")]
 
 INTERRUPTED = 130

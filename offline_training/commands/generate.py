@@ -115,7 +115,7 @@ def condition(
 
         from offline_training.micrograph.evaluation import measure_patches
         from offline_training.micrograph.generator import Generator
-        from offline_training.micrograph.inverse import UNLIKELY, ConditionLaw
+        from offline_training.micrograph.inverse import UNLIKELY, ConditionLaw, check_measured
         from offline_training.micrograph.plots import plot_answer
         from pipelines.engines.bundle import load_bundle
         from pipelines.engines.shipped import find_bundle
@@ -134,11 +134,14 @@ def condition(
             if generator.pixel_size_um is None:
                 raise ValueError("--free-path-um: the bundle does not know one pixel size; --free-path-px?")
             free_path_px = free_path_um / generator.pixel_size_um
+        check_measured(fraction, free_path_px, patches)
         place = generator.names.index(asked)
         low, high = generator.least[place], generator.greatest[place]
         rng = np.random.default_rng(seed)
         values = np.linspace(low, high, count)
         others = _pairs(fixed or ())
+        if asked in others:
+            raise ValueError(f"--condition {asked}: is what is asked for; leave it out, or choose --of")
         rows = generator.condition_of({**others, asked: repr(low)})
         table = np.repeat(np.asarray(rows, dtype=np.float32)[None], count, axis=0)
         table[:, place] = values

@@ -57,7 +57,9 @@ Set = Annotated[
     typer.Option("--set", metavar="NAME=VALUE", help="Change a number of the recipe. Again for more."),
 ]
 Steps = Annotated[int, typer.Option("--steps", help="Batches; the learning rate falls until the last.")]
-Minutes = Annotated[float, typer.Option("--minutes", help="End training early after so long; 0: never.")]
+Minutes = Annotated[
+    float, typer.Option("--minutes", min=0.0, help="End training early after so long; 0: never.")
+]
 Cores = Annotated[int, typer.Option("--cores", min=1, help="Cores that run the network.")]
 Name = Annotated[str, typer.Option("--name", help="Of the model; that of the folder by default.")]
 Version = Annotated[str, typer.Option("--version", help="Of the model; grainwatch's by default.")]

@@ -180,6 +180,8 @@ def make_vae(
     watching = watching or Watching()
     if into is not None and into.description.kind != VQVAE:
         raise ValueError(f"{into.folder}: is a bundle of kind {into.description.kind}, expected {VQVAE}")
+    if into is not None:
+        _check_out(into, out)
     data = load_data(request.data, into)
     watching.tell(data.parts.text())
     out.mkdir(parents=True, exist_ok=True)
@@ -351,8 +353,7 @@ def add_network(
     BundleError
         If `out` is where the base lies.
     """
-    if out.resolve() == base.folder.resolve():
-        raise BundleError(f"--out {out}: is the bundle that is added to; choose another folder")
+    _check_out(base, out)
     old = base.description
     described = msgspec.structs.replace(
         old,
@@ -370,6 +371,11 @@ def add_network(
     for name, exported in networks.items():
         contents |= exported.files(name)
     return finish(out, described, {**contents, **(files or {})}, parts)
+
+
+def _check_out(base: Bundle, out: Path) -> None:
+    if out.resolve() == base.folder.resolve():
+        raise BundleError(f"--out {out}: is the bundle that is added to; choose another folder")
 
 
 def write_evaluation(metrics: dict[str, Any], remarks: list[str], watching: Watching, out: Path) -> None:

@@ -107,14 +107,7 @@ class ConditionLaw:
         ValueError
             If neither is given, or one cannot be.
         """
-        if fraction is None and free_path_px is None:
-            raise ValueError("give a fraction, a mean free path, or both")
-        if fraction is not None and not 0.0 < fraction < 1.0:
-            raise ValueError(f"fraction {fraction:g}: expected a number between 0 and 1")
-        if free_path_px is not None and not 0.0 < free_path_px < np.inf:
-            raise ValueError(f"mean free path {free_path_px:g} px: expected a number greater than 0")
-        if patches < 1:
-            raise ValueError(f"patches {patches}: expected 1 or more")
+        check_measured(fraction, free_path_px, patches)
         log_path = None if free_path_px is None else float(np.log(free_path_px))
         given = [(i, v) for i, v in enumerate((fraction, log_path)) if v is not None]
         which = [i for i, _ in given]
@@ -140,6 +133,24 @@ class ConditionLaw:
             high=high,
             chance=float(stats.chi2.sf(square.min(), len(which))),
         )
+
+
+def check_measured(fraction: float | None, free_path_px: float | None, patches: int = 1) -> None:
+    """Refuse what cannot have been measured, before anything is drawn for it.
+
+    Raises
+    ------
+    ValueError
+        If neither is given, or one cannot be.
+    """
+    if fraction is None and free_path_px is None:
+        raise ValueError("give a fraction, a mean free path, or both")
+    if fraction is not None and not 0.0 < fraction < 1.0:
+        raise ValueError(f"fraction {fraction:g}: expected a number between 0 and 1")
+    if free_path_px is not None and not 0.0 < free_path_px < np.inf:
+        raise ValueError(f"mean free path {free_path_px:g} px: expected a number greater than 0")
+    if patches < 1:
+        raise ValueError(f"patches {patches}: expected 1 or more")
 
 
 def _shortest(grid: FloatArray, cumulated: FloatArray, share: float = 0.9) -> tuple[float, float]:

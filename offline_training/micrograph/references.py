@@ -20,6 +20,7 @@ from pipelines.micrograph.model_bundle import ALARM_COMPONENTS, BundleParts
 from pipelines.micrograph.morphology import morphology
 from pipelines.micrograph.novelty import LEVEL, ImageFeatures, NoveltyReference, fit_novelty
 from pipelines.micrograph.posterior import (
+    LEAST_IMAGES,
     PosteriorReference,
     calibration_error,
     fit_posterior,
@@ -168,9 +169,11 @@ def fit_parts(
     except ValueError as error:
         remarks.append(f"no judgement of novelty: {error}")
     if likelihood is not None and candidates is not None:
+        # Parts have fewer patches than images that are asked about: whole ones, unless they are too few.
+        given = whole if sum(image.condition >= 0 for image in whole) >= LEAST_IMAGES else features
         try:
             posterior = fit_posterior(
-                candidates.quantity, candidates.names, candidates.inputs, features, values=candidates.values
+                candidates.quantity, candidates.names, candidates.inputs, given, values=candidates.values
             )
         except ValueError as error:
             remarks.append(f"no posterior: {error}")

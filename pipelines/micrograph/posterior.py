@@ -23,7 +23,8 @@ from pipelines.micrograph.typicality import FloatArray, IntArray, regular_subset
 AnyArray = npt.NDArray[Any]
 
 LEVEL: Final = 0.05
-_LEAST_IMAGES: Final = 10
+LEAST_IMAGES: Final = 10
+"""Of known condition, for a calibration."""
 _BINS: Final = 10
 
 
@@ -145,9 +146,9 @@ def fit_posterior(
     if int(true.max(initial=-1)) >= len(candidates):
         raise ValueError(f"held-out images: condition {true.max()} is none of {len(candidates)} candidates")
     known = np.flatnonzero(true >= 0)
-    if len(known) < _LEAST_IMAGES:
+    if len(known) < LEAST_IMAGES:
         raise ValueError(
-            f"held-out images: the condition of {len(known)} is known, calibration needs {_LEAST_IMAGES}"
+            f"held-out images: the condition of {len(known)} is known, calibration needs {LEAST_IMAGES}"
         )
     sharpness, correlation = _calibrate([tables[i] for i in known], true[known])
     return PosteriorReference(

@@ -193,6 +193,9 @@ def test_a_condition_is_found_with_an_interval_or_not_at_all(made: Path, tmp_pat
     assert result.exit_code == 1
     assert "no ln_cooling_rate from" in result.output
     assert "give a fraction" in _refused(command, generate_app)
+    assert "fraction 5: expected" in _refused([*command, "--fraction", "5"], generate_app)
+    twice = [*command, "--fraction", "0.5", "-c", "ln_cooling_rate=1"]
+    assert "--condition ln_cooling_rate: is what is asked for" in _refused(twice, generate_app)
     both = ["--free-path-um", "1", "--free-path-px", "4"]
     assert "give one of them" in _refused([*command, *both], generate_app)
 
@@ -250,6 +253,7 @@ def test_classes_by_fingerprint_and_by_texture(tmp_path: Path) -> None:
         (["vqvae", "--patch-px", "100"], "--patch-px 100: expected a multiple of 16"),
         (["vqvae", "--name", "two words"], "--name 'two words': expected letters"),
         (["vqvae", "--label", "rate"], "--label names columns of --labels"),
+        (["vqvae", "--minutes", "nan"], "a training of nan s: expected --minutes above 0"),
         (["vae", "--into", "nowhere"], "nowhere: no such bundle"),
         (["pixelcnn", "--vqvae", "nowhere"], "nowhere: no such bundle"),
     ],

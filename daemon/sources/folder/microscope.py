@@ -84,7 +84,8 @@ def data_bar(microscope: Microscope, columns: int, rows: int) -> npt.NDArray[np.
     draw = ImageDraw.Draw(image)
     longest_um = columns * microscope.pixel_size_um / _SCALE_SHARE
     power = 10.0 ** np.floor(np.log10(longest_um))
-    length_um = float(max(n for n in (1, 2, 5) if n * power <= longest_um) * power)
+    # A little more, because the logarithm of what lies just below a power of ten is rounded up to it.
+    length_um = float(max(n for n in (1, 2, 5) if n * power <= 1.001 * longest_um) * power)
     length_px = round(length_um / microscope.pixel_size_um)
     font = ImageFont.load_default(max(8, min(rows // 2, columns // 40)))
     said = f"{microscope.voltage_kV:g} kV  WD {microscope.working_distance_mm:g} mm  {microscope.detector}"

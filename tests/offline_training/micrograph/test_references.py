@@ -16,6 +16,7 @@ from pipelines.engines.bundle import SCHEMA, Bundle, Description
 from pipelines.micrograph.acquisition import Acquisition
 from pipelines.micrograph.model_bundle import BundleParts, BundlePreparation, describe, pack
 from pipelines.micrograph.novelty import ImageFeatures
+from pipelines.micrograph.posterior import fit_posterior
 from pipelines.micrograph.preparation import PreparationParameters
 from pipelines.micrograph.synthetic import MicrographSimulator
 
@@ -103,6 +104,23 @@ def test_few_images_count_as_several_and_that_is_said() -> None:
     # With one patch each there is nothing to cut, and nothing to calibrate by.
     single = [replace(f, latents=f.latents[:1], codes=None) for f in features]
     assert in_parts(single) == (single, 1)
+
+
+def test_a_posterior_is_calibrated_on_whole_images_where_there_are_enough() -> None:
+    data = _data(120)
+    assert len(data.parts.calibration) == 12
+    assert data.images.conditions is not None
+    candidates = Candidates.of(data.images.conditions, data.parts.trained_on, 4)
+    parts, metrics, _ = fit_parts(data, _read, 16, _likelihood, candidates)
+    assert metrics["novelty"]["parts_of_an_image"] == 2
+    whole = image_features(data, data.parts.calibration, _read, _likelihood, candidates)
+    expected = fit_posterior("", candidates.names, candidates.inputs, whole)
+    assert parts.posterior is not None
+    assert parts.posterior.correlation == expected.correlation
+    assert parts.posterior.sharpness == expected.sharpness
+    # Parts would say something else.
+    halves = fit_posterior("", candidates.names, candidates.inputs, in_parts(whole)[0])
+    assert halves.sharpness != expected.sharpness
 
 
 def _base(data: Data) -> Bundle:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from testkit.folders import FolderRun, write_tif
 
-from daemon.sources.folder.microscope import VENDORS, Microscope, Vendor, checked_vendor
+from daemon.sources.folder.microscope import VENDORS, Microscope, Vendor, checked_vendor, data_bar
 from daemon.sources.folder.simulator import Options, Writer, write
 from grainwatch.config import ScanTable
 from pipelines.files import open_images
@@ -102,6 +102,13 @@ def test_what_a_microscope_writes_is_what_it_was_told(
     prepared = prepare(image.pixels, PreparationParameters(median_px=1), found)
     assert prepared.data_bar_px == 21
     assert np.array_equal(prepared.filtered, picture)
+
+
+def test_a_data_bar_of_any_size_has_a_scale() -> None:
+    # 100 of these pixels are a power of ten, but for the last digit.
+    bar = data_bar(Microscope(pixel_size_um=1e-6), 400, 36)
+    assert bar.shape == (36, 400)
+    assert np.count_nonzero(bar[-4] > 200) == pytest.approx(100, abs=5)
 
 
 @pytest.mark.system
