@@ -79,7 +79,10 @@ def micrograph_columns(results: Iterable[MicrographResult]) -> dict[str, list[An
     columns: dict[str, list[Any]] = {}
     for result in results:
         phase, novelty, posterior = result.morphology, result.novelty, result.posterior
-        likely = max(zip(posterior.probability, posterior.candidates, strict=True)) if posterior else None
+        # The first of equals, as in results files.
+        likely = posterior and max(
+            zip(posterior.probability, posterior.candidates, strict=True), key=lambda pair: pair[0]
+        )
         row = {
             **_head(result),
             "pixel_size_um": result.pixel_size_um,

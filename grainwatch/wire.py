@@ -151,8 +151,7 @@ def _arrays(message: AnyMessage) -> Iterator[ArrayData]:
             yield message.patches.numbers
         for print_ in message.fingerprints:
             yield from (print_.vector, print_.spread)
-            if print_.codes is not None:
-                yield print_.codes
+            yield from (array for array in (print_.codes, print_.whitened) if array is not None)
 
 
 def _holds(array: ArrayData) -> bool:

@@ -144,6 +144,8 @@ def acquisition_of(frame: Frame, table: AcquisitionTable = _NOT_CONFIGURED) -> A
     found = said.acquisition(frame.image.shape, more)
     if not said and not more and isinstance(file := metadata.get("file"), str):
         found = replace(found, remarks=(*found.remarks, silence(file)))
+    # Names of files and of texts beside them are among the words.
+    found = replace(found, remarks=tuple(_fit_to_travel(found.remarks)))
     return _completed(found, table, frame.image.shape[0])
 
 
@@ -211,7 +213,7 @@ def _of_sidecars(metadata: Mapping[str, Any]) -> Iterator[Statement]:
         return
     for name, text in texts.items():
         if isinstance(name, str) and isinstance(text, str):
-            said, _ = sidecar_statement(name, text.encode(errors="replace"), told=True)
+            said, _ = sidecar_statement(_fit_to_travel(name), text.encode(errors="replace"), told=True)
             if said is not None:
                 yield said
 

@@ -121,6 +121,11 @@ class NoveltyDecision(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     neighbours: int
     by_source: bool
 
+    def __post_init__(self) -> None:
+        _check_level(self.level)
+        if self.neighbours < 1:
+            raise ValueError(f"neighbours: expected 1 or more, got {self.neighbours}")
+
 
 class PosteriorDecision(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The attributes of `PosteriorReference` of these names."""
@@ -131,6 +136,13 @@ class PosteriorDecision(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     sharpness: float
     correlation: float
     level: float
+
+    def __post_init__(self) -> None:
+        _check_level(self.level)
+        if self.sharpness <= 0.0:
+            raise ValueError(f"sharpness: expected a number above 0, got {self.sharpness:g}")
+        if not 0.0 <= self.correlation <= 1.0:
+            raise ValueError(f"correlation: expected 0 to 1, got {self.correlation:g}")
 
 
 class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -263,6 +275,11 @@ def read_parts(bundle: Bundle) -> BundleParts:
         raise BundleError(f"{where}: {error}; make the bundle again") from error
 
 
+def _check_level(level: float) -> None:
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"level: expected a number between 0 and 1, got {level:g}")
+
+
 def _preparation(stated: Mapping[str, Any]) -> BundlePreparation:
     inner = stated.get("parameters")
     # Of a later version: without it images would be prepared otherwise.
@@ -309,6 +326,8 @@ def _novelty(arrays: Mapping[str, AnyArray], decision: Decision, stated: Novelty
         if "held_out_log_likelihood" in arrays:
             columns = arrays["held_out_log_likelihood"].shape[1:]
             likelihood = _unpacked(arrays, "held_out_log_likelihood", columns, np.float32)
+        if any(len(c) != len(z) for c, z in zip(codes, latents, strict=False)):
+            raise ValueError("held_out_codes_count: differs from held_out_latents_count")
     if any(len(part) != len(latents) for part in (codes, likelihood) if part is not None):
         raise ValueError("held-out images: there are more of some arrays than of others")
     sources = _shaped(arrays, "held_out_source", (len(latents),), np.int64)
@@ -330,6 +349,9 @@ def _posterior(arrays: Mapping[str, AnyArray], decision: PosteriorDecision) -> P
     count = len(decision.candidates)
     if count < 2 or len(decision.values) not in (0, count):
         raise ValueError(f"decision.posterior: {count} candidates and {len(decision.values)} values")
+    known = arrays.get("held_out_log_likelihood")
+    if known is not None and known.shape[1:] != (count,):
+        raise ValueError(f"held_out_log_likelihood: of the shape {known.shape} for {count} candidates")
     inputs = arrays["candidate_input"]
     if inputs.dtype not in (np.float32, np.int64) or inputs.ndim not in (1, 2) or len(inputs) != count:
         raise ValueError(

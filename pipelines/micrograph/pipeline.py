@@ -28,7 +28,7 @@ from pipelines.micrograph.acquisition import Acquisition
 from pipelines.micrograph.analysis import ImageAnalysis, MicrographAnalysis, MicrographSettings
 from pipelines.micrograph.compare import compare_micrographs
 from pipelines.micrograph.frame_acquisition import AcquisitionTable, acquisition_of
-from pipelines.micrograph.model_bundle import read_parts
+from pipelines.micrograph.model_bundle import ALARM_COMPONENTS, read_parts
 from pipelines.micrograph.networks import MicrographModel, open_bundle
 from pipelines.micrograph.stream_watch import DriftTable, LearntStart, StreamWatch
 
@@ -245,25 +245,26 @@ def watch(config: Config, context: StreamContext) -> Watch | None:
     """Return what follows the images of a stream; None where it has nothing to do."""
     if not config.drift.on and not config.neighbours:
         return None
-    learnt = None
-    if config.drift.on and config.drift.start == "model":
-        learnt = _learnt(config, context)
+    learnt, followed = None, ALARM_COMPONENTS[:-2]
+    if config.drift.on and config.bundle:
+        learnt, followed = _known(config, context)
     measured = (config.phase, config.paper_compat)
-    return StreamWatch(config.drift, config.neighbours, learnt, measured, has_model=bool(config.bundle))
+    return StreamWatch(config.drift, config.neighbours, learnt, measured, followed=followed)
 
 
-def _learnt(config: Config, context: StreamContext) -> LearntStart | None:
-    if not config.bundle:
-        return None
+def _known(config: Config, context: StreamContext) -> tuple[LearntStart | None, tuple[str, ...]]:
+    """Return what the first bundle lets the alarm begin with, if asked for, and what it lets it follow."""
     name = config.bundle[0]
     try:
         bundle = open_bundle(context.models.get(name) or find_bundle(name))
         parts = read_parts(bundle)
     except BundleError:
-        return None  # building the pipeline says it, or the registry has the model
-    if parts.alarm_values is None:
-        return None
-    return LearntStart(bundle.sha256, parts.alarm_names, ArrayData.of(parts.alarm_values))
+        return None, ALARM_COMPONENTS  # building the pipeline says it, or the registry has the model
+    left_out = 2 if parts.novelty is None else 1 if parts.novelty.code_space is None else 0
+    followed = ALARM_COMPONENTS[: len(ALARM_COMPONENTS) - left_out]
+    if config.drift.start != "model" or parts.alarm_values is None:
+        return None, followed
+    return LearntStart(bundle.sha256, parts.alarm_names, ArrayData.of(parts.alarm_values)), followed
 
 
 def comparer(config: Config, context: StreamContext) -> Comparer:

@@ -56,7 +56,7 @@ def plot_micrograph(found: ImageAnalysis, neighbours: Sequence[Neighbour], title
     for number, panel in enumerate(draw, 1):
         panel(figure.add_subplot(rows, columns, number))
     flags = f"\nflags: {', '.join(found.flags)}" if found.flags else ""
-    figure.suptitle(f"{title}{flags}", fontsize=11)
+    figure.suptitle(f"{_literal(title)}{flags}", fontsize=11)
     figure.savefig(path, dpi=110)
 
 
@@ -154,11 +154,11 @@ def _codes(axes: Axes, coded: Fingerprint, found: ImageAnalysis, grid: PatchGrid
 def _posterior(axes: Axes, posterior: ProcessPosterior) -> None:
     axes.bar(range(len(posterior.candidates)), posterior.probability, color=_BAR)
     axes.axhline(1.0 / len(posterior.candidates), color=_QUIET, lw=0.8, ls=":")
-    axes.set_xticks(range(len(posterior.candidates)), posterior.candidates)
+    axes.set_xticks(range(len(posterior.candidates)), [_literal(each) for each in posterior.candidates])
     if len(posterior.candidates) > 8:
         axes.tick_params(axis="x", labelrotation=60)
     axes.set_ylim(0, 1)
-    axes.set_xlabel(posterior.quantity)
+    axes.set_xlabel(_literal(posterior.quantity))
     axes.set_ylabel("probability (dotted: before the image)")
     words = f"fit: typicality {posterior.typicality:.2g}"
     if posterior.mean is not None and posterior.sigma is not None:
@@ -190,7 +190,7 @@ def _novelty(axes: Axes, novelty: Novelty, neighbours: Sequence[Neighbour]) -> N
         lines.append(f"bits per code              {novelty.bits_per_code:8.2f}")
     if neighbours:
         lines += ["", "most alike among the files before:"]
-        lines += [f"{n.distance:6.2f}  {_shortened(Path(n.key.source).name)}" for n in neighbours]
+        lines += [f"{n.distance:6.2f}  {_literal(_shortened(Path(n.key.source).name))}" for n in neighbours]
     axes.text(
         0.0, 0.97, "\n".join(lines), va="top", family="monospace", fontsize=8.5, transform=axes.transAxes
     )
@@ -223,6 +223,11 @@ def _round(length: float) -> float:
 
 def _shortened(name: str) -> str:
     return name if len(name) <= 34 else f"{name[:16]}...{name[-15:]}"
+
+
+def _literal(text: str) -> str:
+    """Return a text that is drawn as it is: no formula between dollars, no bytes that are no character."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
 
 
 def _bare(axes: Axes) -> None:

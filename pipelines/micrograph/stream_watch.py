@@ -110,7 +110,7 @@ class StreamWatch:
         learnt: LearntStart | None = None,
         measured: tuple[str, bool] = ("", False),
         *,
-        has_model: bool = True,
+        followed: Sequence[str] = ALARM_COMPONENTS,
     ) -> None:
         """Begin.
 
@@ -122,12 +122,12 @@ class StreamWatch:
         learnt : LearntStart, optional
         measured : (str, bool)
             Which phase, and how: other fractions are no change of the stream.
-        has_model : bool
-            Results will say how far images are from those that a model knows.
+        followed : sequence of str
+            Components that results will have.
         """
         if table.on:
             # The limit takes a second to find, and is kept: results should not wait for it.
-            table.begin(ALARM_COMPONENTS if has_model else ALARM_COMPONENTS[:-2])
+            table.begin(followed)
         self.settings = (table, neighbours, learnt, measured)
         self._channels: dict[str, _Channel] = {}
         self._neighbours = Neighbours(neighbours)

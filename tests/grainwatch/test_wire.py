@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.sinks.simulator import synthetic_result
+from daemon.sinks.simulator import synthetic_micrograph, synthetic_result
 from grainwatch.messages import ArrayData, LaueResult, encode, to_builtins
 from grainwatch.wire import decoded
 
@@ -64,3 +64,12 @@ def test_all_arrays_of_a_result_are_looked_at() -> None:
     assert len(damaged) >= 8
     for message in damaged:
         assert decoded(encode(message))[0] is None
+
+
+def test_all_arrays_of_a_fingerprint_are_looked_at() -> None:
+    image = synthetic_micrograph(3, np.random.default_rng(1), seq=7, series_uid="a" * 32)
+    assert decoded(encode(image))[0] == image
+    for name in ("vector", "spread", "codes", "whitened"):
+        damaged = msgspec.structs.replace(image.fingerprints[0], **{name: ArrayData("<f4", (1,), b"")})
+        message = msgspec.structs.replace(image, fingerprints=(damaged,))
+        assert decoded(encode(message))[0] is None, name

@@ -40,6 +40,14 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_a_name_is_drawn_whatever_it_is(files: Path, tmp_path: Path) -> None:
+    (files / "image_0.png").rename(files / "a$^$_{.png")
+    (files / "image_1.png").rename(files / "\udcff$x.png")
+    found = run(files, "--json", tmp_path / "found.jsonl", "--plot", tmp_path / "picture.png")
+    assert found.exit_code == 0, found.output
+    assert len(list(tmp_path.glob("picture-*.png"))) == 3
+
+
 def test_each_image_is_a_line(files: Path, model_folder: Path, tmp_path: Path) -> None:
     out, plot = tmp_path / "found.jsonl", tmp_path / "picture.png"
     found = run(

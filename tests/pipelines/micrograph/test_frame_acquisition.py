@@ -245,6 +245,22 @@ def test_rubbish_harms_nothing(metadata: dict[str, Any]) -> None:
     msgspec.msgpack.encode(asdict(found))
 
 
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"file": "\udcff.tif"},
+        {"sidecars": {"\udcff.hdr": "[MAIN]\nPixelSizeX=1e-9\nPixelSizeY=5e-9\n"}},
+        {"acquisition": {"remarks": ["\udcff"], "statements": [{"source": "a", "problems": ["\udcff"]}]}},
+        {"acquisition": {"remarks": ["x" * 100_000] * 100}},
+    ],
+)
+def test_what_is_said_of_an_image_can_be_sent(metadata: dict[str, Any]) -> None:
+    pixels = PlainImage(np.zeros((ROWS, COLUMNS), np.uint8))
+    found = acquisition_of(Frame(FrameKey("sem", "u", 0), pixels, metadata=metadata))
+    assert found.remarks
+    assert len(msgspec.msgpack.encode(asdict(found))) < 50_000
+
+
 @pytest.mark.parametrize("name", ["pixel_um", "width_um", "voltage_kV", "data_bar_px", "size"])
 @pytest.mark.parametrize("value", [-1, 0, math.nan, 1e300, "x", [0, -4], [1, 2, 3]])
 def test_a_sender_cannot_forge_an_acquisition_that_breaks_anything(name: str, value: Any) -> None:

@@ -246,6 +246,21 @@ def test_the_watch_begins_as_the_model_says_where_that_is_asked_for(model_folder
     assert watch(Config(drift=DriftTable(on=False), neighbours=0), context) is None
 
 
+def test_the_alarm_is_prepared_for_what_the_model_lets_it_follow(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The limit takes a second to find: if first for other components, results would wait for it.
+    prepared: list[tuple[str, ...]] = []
+    monkeypatch.setattr(DriftTable, "begin", lambda table, names: prepared.append(tuple(names)))
+    make_vae_bundle(tmp_path)
+    for bundle in ((), (str(model_folder),), (str(tmp_path),)):
+        watch(Config(bundle=bundle), StreamContext("sem"))
+    plain, vqvae, judges_nothing = prepared
+    assert plain[-1] == "fraction"
+    assert vqvae == (*plain, "latent_distance", "code_divergence_bits")
+    assert judges_nothing == plain
+
+
 def test_two_models_are_compared_by_what_they_conclude(full: MicrographPipeline) -> None:
     compare = comparer(Config(), StreamContext("sem"))
     found = answer(full, SIMULATOR.sample(7).image, **KNOWN)
