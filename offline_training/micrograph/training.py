@@ -36,21 +36,12 @@ class TrainingSettings:
     seed : int
     budget_s : float
         The training ends early, with what it has learned, when this time is over.
-
-    Raises
-    ------
-    ValueError
-        If there is no time at all.
     """
 
     recipe: Recipe
     steps: int = 2000
     seed: int = 0
     budget_s: float = math.inf
-
-    def __post_init__(self) -> None:
-        if not self.budget_s > 0.0:
-            raise ValueError(f"a training of {self.budget_s:g} s: expected --minutes above 0, or 0 for ever")
 
 
 @dataclass(frozen=True)

@@ -253,7 +253,6 @@ def test_classes_by_fingerprint_and_by_texture(tmp_path: Path) -> None:
         (["vqvae", "--patch-px", "100"], "--patch-px 100: expected a multiple of 16"),
         (["vqvae", "--name", "two words"], "--name 'two words': expected letters"),
         (["vqvae", "--label", "rate"], "--label names columns of --labels"),
-        (["vqvae", "--minutes", "nan"], "a training of nan s: expected --minutes above 0"),
         (["vae", "--into", "nowhere"], "nowhere: no such bundle"),
         (["pixelcnn", "--vqvae", "nowhere"], "nowhere: no such bundle"),
     ],

@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -175,9 +176,8 @@ class FolderReader:
         if not config.sidecar or now - file.changed >= config.patience_s:
             return False
         path = sidecar_of(file.path, config.sidecar)
-        try:
-            found = os.stat(path)
-        except FileNotFoundError:
+        found = _stat_sidecar(path)
+        if found is None:
             file.sidecar = None
         else:
             seen = found.st_size, found.st_mtime_ns
@@ -362,3 +362,12 @@ class FolderReader:
         why = [f.why for f in self._watch.pending.values() if f.why]
         more = f" (and {len(why) - 1} more)" if len(why) > 1 else ""
         return printable(f"not complete yet: {why[0]}{more}") if why else ""
+
+
+def _stat_sidecar(path: str) -> os.stat_result | None:
+    """Return what is known of a sidecar, None if it is not there; .TXT is as good as .txt, as for its reader."""
+    stem, suffix = os.path.splitext(path)
+    for name in (path, stem + suffix.upper()):
+        with suppress(FileNotFoundError):
+            return os.stat(name)
+    return None

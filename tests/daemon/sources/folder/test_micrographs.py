@@ -134,7 +134,9 @@ def test_texts_of_windows_are_no_images(data: Path, state: Path) -> None:
     for written, content in HITACHI.files("A_0.TIF", PICTURE):
         (data / written.replace(".txt", ".TXT")).write_bytes(content)
     (data / "desktop.ini").write_text("[.ShellClassInfo]")
-    with FolderRun(state, data, once=True).to_the_end() as run:
+    # Waited for as they are read: under either name.
+    waiting = FolderRun(state, data, once=True, sidecar="{stem}.txt", patience_s=600.0)
+    with waiting.to_the_end() as run:
         assert run.totals == run.totals | {"received": 1, "done": 1}
         assert acquisitions(run)["A_0.TIF"].pixel_size_um == pytest.approx(0.0125)
 
