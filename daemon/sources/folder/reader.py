@@ -365,7 +365,7 @@ class FolderReader:
 
 
 def _stat_sidecar(path: str) -> os.stat_result | None:
-    """Return what is known of a sidecar, None if it is not there; .TXT is as good as .txt, as for its reader."""
+    """Return what is known of a sidecar, None if it is not there; its reader takes .TXT for .txt, too."""
     stem, suffix = os.path.splitext(path)
     for name in (path, stem + suffix.upper()):
         with suppress(FileNotFoundError):
