@@ -58,8 +58,9 @@ class EwmaChart:
             )
         self.limit = alarm_limit(frames_between_false_alarms, memory, dimensions)
         self.statistic = 0.0
-        # With so large a λ that a frame alone may raise an alarm it is meant to.
-        self._wild = _WILD if memory * _WILD < self.limit else math.inf
+        # With so large a λ that a frame alone may raise an alarm it is meant to; beyond a limit that cut
+        # vectors hardly reach nothing else could.
+        self._wild = _WILD if memory * _WILD < self.limit < 0.9 * _WILD else math.inf
         self._lambda = memory
         self._z = np.zeros(dimensions)
 

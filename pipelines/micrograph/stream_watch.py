@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from grainwatch.config import Table
 from grainwatch.messages import AnyResult, ArrayData, ChangeReport, MicrographResult
+from pipelines.control_chart import LEAST_MEMORY
 from pipelines.frame import Watch
 from pipelines.micrograph.drift_alarm import Drift, DriftAlarm, check_alarm
 from pipelines.micrograph.image_statistics import STATISTICS
@@ -29,6 +30,9 @@ STREAM_CHANGED = "stream_changed"
 
 REPORT_EVERY = 10
 """Images between two reports."""
+
+_MOST_MEMORY = 0.3
+"""With more, one value must be so rare for an alarm that ranks among hundreds of images cannot show it."""
 
 _WORDS = {
     "mean": "brightness",
@@ -53,7 +57,8 @@ class DriftTable(Table, frozen=True, kw_only=True):
     images_between_false_alarms : float
         Mean number of images until a stream that does not change raises an alarm by chance.
     memory : float
-        Weight of the newest images, 0.01 to 1: small finds slow and small changes, large finds jumps sooner.
+        Weight of the newest images, 0.01 to 0.3: small finds slow and small changes, large finds jumps
+        sooner.
     block : int
         Images that are averaged into one value, for streams whose images resemble those just before.
     start : str
@@ -69,6 +74,8 @@ class DriftTable(Table, frozen=True, kw_only=True):
     start: Literal["stream", "model"] = "stream"
 
     def __post_init__(self) -> None:
+        if not LEAST_MEMORY <= self.memory <= _MOST_MEMORY:
+            raise ValueError(f"memory: expected {LEAST_MEMORY:g} to {_MOST_MEMORY:g}, got {self.memory:g}")
         check_alarm(self.images_between_false_alarms, self.memory, self.block)
 
     def begin(self, names: Sequence[str]) -> DriftAlarm:

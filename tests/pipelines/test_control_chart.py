@@ -42,3 +42,11 @@ def test_a_wild_vector_alone_is_no_alarm_but_many_are() -> None:
     for _ in range(5):
         chart.take(np.array([1e6, 0.0, 0.0]))
     assert chart.statistic > chart.limit
+
+
+@pytest.mark.parametrize("memory", [0.01, 0.5, 0.9, 1.0])
+def test_a_lasting_jump_raises_an_alarm_whatever_the_memory(memory: float) -> None:
+    chart = EwmaChart(1e7, memory, 9)
+    for _ in range(200):
+        chart.take(np.array([50.0] + [0.0] * 8))
+    assert chart.statistic > chart.limit

@@ -151,6 +151,16 @@ def test_a_change_is_seen_named_and_stays() -> None:
     assert not watch.alarm
 
 
+@pytest.mark.parametrize("memory", [0.02, 0.3])
+def test_a_large_change_is_seen_with_any_memory(memory: float) -> None:
+    rng = np.random.default_rng(8)
+    watch = StreamWatch(DriftTable(memory=memory), 0)
+    follow(watch, [result(n, rng) for n in range(150)])
+    assert not watch.alarm
+    follow(watch, [result(150 + n, rng, bright=20.0) for n in range(40)])
+    assert watch.alarm
+
+
 def test_channels_are_followed_each_by_itself() -> None:
     rng = np.random.default_rng(3)
     watch = StreamWatch(DriftTable(), 1)
@@ -230,6 +240,8 @@ def test_without_the_alarm_there_are_neighbours_still() -> None:
     [
         ({"block": 0}, "block: expected 1"),
         ({"images_between_false_alarms": 3.0}, "images_between_false_alarms"),
+        ({"memory": 0.5}, "memory: expected 0.01 to 0.3, got 0.5"),
+        ({"memory": 0.001}, "memory: expected 0.01 to 0.3"),
     ],
 )
 def test_what_cannot_be_watched_is_refused(keys: dict[str, float], words: str) -> None:
