@@ -223,7 +223,7 @@ def test_the_bundle_that_was_chosen_is_taken(model_folder: Path, tmp_path: Path)
         ({"neighbours": 101}, "neighbours: expected 0 to 100"),
         ({"phase": "grey"}, "phase"),
         ({"drift": {"block": 0}}, "block: expected 1"),
-        ({"drift": {"memory": 2.0}}, "memory: expected 0.01 to 1"),
+        ({"drift": {"memory": 2.0}}, "memory: expected 0.01 to 0.3, got 2"),
         ({"acquisition": {"pixel_size_um": 0.0}}, "pixel_size_um: expected"),
     ],
 )
