@@ -30,7 +30,7 @@ demo: $(INSTALLED) ## stream real and simulated Laue frames through a daemon; cr
 	@$(BIN)/python tests/data/fetch.py || echo "demo: going on with simulated frames"
 	@status=0; $(BIN)/grainwatch demo $(ARGS) || status=$$?; [ $$status -eq 130 ] || exit $$status
 
-test: lint warm ## all checks and all tests (about 20 minutes on 2 cores); ends with what was skipped
+test: lint warm ## all checks and all tests (23 minutes on 2 cores); ends with what was skipped
 	@$(BIN)/python tests/data/fetch.py || [ $$? -eq 3 ]
 	@$(BIN)/python -m pytest $(ARGS)
 

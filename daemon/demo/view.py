@@ -15,9 +15,9 @@ from rich.style import Style
 from rich.text import Text
 
 from daemon.demo.station import Accounts
-from grainwatch.commands.subscribe import micrograph_words
 from grainwatch.map_state import MapState
 from grainwatch.messages import AnyResult, Crystal, LaueResult
+from grainwatch.words import micrograph_words
 from pipelines.laue.crystal import Material
 from pipelines.maps.colours import ColourKey
 
@@ -162,7 +162,7 @@ def map_words(map_state: MapState) -> str:
 def _result_lines(result: AnyResult) -> list[tuple[str, str]]:
     if not isinstance(result, LaueResult):
         latency = f"{1e3 * (result.times.published - result.times.received):.0f} ms"
-        said = "; ".join([*micrograph_words(result), *result.flags])
+        said = "; ".join([*micrograph_words(result.morphology, result.posterior), *result.flags])
         return [(f"{result.key.source:<10}{result.key.frame:>6}  {said}  ({latency})", "")]
     if not result.crystals:
         return [(f"{result.key.source:<10}{result.key.frame:>6}  no crystal in {result.n_peaks} peaks", "")]

@@ -33,6 +33,7 @@ from grainwatch.messages import (
 )
 from grainwatch.stream import DEFAULT_ADDRESS, SLICE_S, ResultStream
 from grainwatch.wire import StreamError
+from grainwatch.words import micrograph_words
 
 ROWS = 20
 COLUMNS = ("published", "stream", "frame", "peaks", "crystals", "found", "latency")
@@ -113,7 +114,7 @@ def row(message: AnyMessage) -> tuple[str, ...]:
         )
     if isinstance(message, MicrographResult):
         latency_ms = 1000 * (message.times.published - message.times.received)
-        found = ", ".join([*micrograph_words(message), *message.flags])
+        found = ", ".join([*micrograph_words(message.morphology, message.posterior), *message.flags])
         latency = f"{latency_ms:.0f} ms" if message.times.received else ""
         return published, message.key.source, str(message.key.frame), "", "", found, latency
     if isinstance(message, MapUpdate):
@@ -131,24 +132,6 @@ def _found(result: LaueResult) -> str:
     ]
     rest = len(result.crystals) - len(shown)
     return ", ".join([*shown, *([f"and {rest} more"] if rest else []), *result.flags])
-
-
-def micrograph_words(result: MicrographResult) -> list[str]:
-    """Return the phase, the process condition and the novelty of a micrograph, each in a few words."""
-    said = []
-    if (phase := result.morphology) is not None:
-        um = phase.free_path_um
-        path = f"{phase.free_path_px:.3g} px" if um is None else f"{um:.3g} um"
-        said.append(f"{phase.phase} {100 * phase.fraction:.1f} %, free path {path}")
-    if (posterior := result.posterior) is not None:
-        best = max(range(len(posterior.candidates)), key=posterior.probability.__getitem__)
-        likely = f"{posterior.candidates[best]} ({100 * posterior.probability[best]:.0f} %)"
-        if posterior.mean is not None and posterior.sigma is not None:
-            likely = f"{posterior.mean:.2f} +- {posterior.sigma:.2f}"
-        said.append(f"{posterior.quantity} {'none of these' if posterior.none_of_these else likely}")
-    if result.novelty is not None and result.novelty.novel:
-        said.append("novel")
-    return said
 
 
 def _flags(crystal: Crystal) -> list[str]:

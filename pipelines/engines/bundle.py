@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -183,6 +183,14 @@ class Bundle:
         yield self
         for name in self.description.networks:
             yield self.network(name)
+
+
+def joined(models: Sequence[ModelInfo]) -> ModelInfo:
+    """Return what results carry that several models made: names and versions joined by +, one hash of all."""
+    if len(models) == 1:
+        return models[0]
+    sha256 = hashlib.sha256("".join(m.sha256 for m in models).encode()).hexdigest()
+    return ModelInfo("+".join(m.name for m in models), "+".join(m.version for m in models), sha256)
 
 
 def network_files(name: str) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from grainwatch.messages import (
     ModelInfo,
     Provenance,
 )
-from pipelines.engines.bundle import BundleError
+from pipelines.engines.bundle import BundleError, joined
 from pipelines.engines.flavours import EngineError
 from pipelines.engines.shipped import find_bundle
 from pipelines.files import reason
@@ -215,12 +214,7 @@ def peak_array(found: FrameAnalysis) -> ArrayData:
 def model_of(analysis: LaueAnalysis) -> ModelInfo:
     """Return what results carry: the network's bundle, several joined by +, or the classical indexer."""
     models = [classifier.model for classifier in analysis.classifiers]
-    if not models:
-        return CLASSICAL
-    if len(models) == 1:
-        return models[0]
-    joined = hashlib.sha256("".join(m.sha256 for m in models).encode()).hexdigest()
-    return ModelInfo("+".join(m.name for m in models), "+".join(m.version for m in models), joined)
+    return joined(models) if models else CLASSICAL
 
 
 def open_analysis(

@@ -15,6 +15,7 @@ import typer
 
 from grainwatch.config import ConfigError
 from grainwatch.messages import FrameKey, Neighbour, to_builtins
+from grainwatch.words import micrograph_words
 from pipelines.files import FileImage, expand, open_images, reason
 from pipelines.frame import BadFrame, Frame, PlainImage
 from pipelines.micrograph.acquisition import silence
@@ -216,17 +217,7 @@ def _finite(value: Any) -> Any:
 
 
 def _say(outcome: _Outcome, found: ImageAnalysis) -> None:
-    said = []
-    if (phase := found.morphology) is not None:
-        um = phase.free_path_um
-        path = f"{phase.free_path_px:.3g} px" if um is None else f"{um:.3g} um"
-        said.append(f"{phase.phase} {100.0 * phase.fraction:.1f} %, free path {path}")
-    if (posterior := found.posterior) is not None:
-        best = max(range(len(posterior.candidates)), key=posterior.probability.__getitem__)
-        words = f"{posterior.candidates[best]} ({posterior.probability[best]:.0%})"
-        if posterior.mean is not None and posterior.sigma is not None:
-            words = f"{posterior.mean:.2f} +- {posterior.sigma:.2f}"
-        said.append(f"{posterior.quantity} {'none of these' if posterior.none_of_these else words}")
+    said = micrograph_words(found.morphology, found.posterior)
     if found.novelty is not None:
         said.append(f"typicality {found.novelty.typicality:.2g}")
     said += found.flags

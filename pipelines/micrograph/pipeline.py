@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -19,7 +18,7 @@ from grainwatch.messages import (
     ModelInfo,
     Provenance,
 )
-from pipelines.engines.bundle import BundleError
+from pipelines.engines.bundle import BundleError, joined
 from pipelines.engines.flavours import EngineError
 from pipelines.engines.shipped import find_bundle
 from pipelines.files import reason
@@ -189,12 +188,7 @@ def result_of(found: ImageAnalysis, key: FrameKey, provenance: Provenance) -> Mi
 def model_of(analysis: MicrographAnalysis) -> ModelInfo:
     """Return what results carry: the bundle, several joined by +, or the classical way."""
     models = [one.model for one in analysis.models]
-    if not models:
-        return CLASSICAL
-    if len(models) == 1:
-        return models[0]
-    joined = hashlib.sha256("".join(m.sha256 for m in models).encode()).hexdigest()
-    return ModelInfo("+".join(m.name for m in models), "+".join(m.version for m in models), joined)
+    return joined(models) if models else CLASSICAL
 
 
 def open_analysis(
