@@ -68,6 +68,11 @@ class CropDraw:
         return crops, chosen
 
     @property
+    def variance(self) -> float:
+        """Of the pixels within an image, mean of all images; greys from −1 to 1."""
+        return float(np.mean([image.var(dtype=np.float64) for image in self.images])) / 127.5**2
+
+    @property
     def fingerprint(self) -> str:
         """Sha256 of the images and of how crops are drawn."""
         digest = hashlib.sha256(repr((self.side_px, self.seed, self.turned)).encode())

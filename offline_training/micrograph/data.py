@@ -176,7 +176,7 @@ def load_data(request: DataRequest, base: Bundle | None = None) -> Data:
         parts = part_images(images, request.held_out, request.seed)
         if request.match:
             trained = [images.images[i] for i in parts.trained_on]
-            parameters = replace(parameters, reference=ReferenceHistogram.of(trained))
+            parameters = replace(parameters, reference=ReferenceHistogram.typical(trained))
         preparation = BundlePreparation(parameters=parameters, phase=request.phase)
     else:
         parts = _parts_of(images, request, base)

@@ -39,6 +39,8 @@ class Recipe:
         All numbers that can be set, and what they are.
     ema : bool
         Of a VQ-VAE: whether its codebook follows by moving averages.
+    by_variance : bool
+        Of a VQ-VAE: whether errors are taken in shares of the variance of the pixels.
     """
 
     kind: Kind
@@ -46,6 +48,7 @@ class Recipe:
     about: str
     values: Mapping[str, float] = field(default_factory=dict)
     ema: bool = True
+    by_variance: bool = True
 
     def __getitem__(self, name: str) -> float:
         return self.values[name]
@@ -79,7 +82,8 @@ class Recipe:
 
     def as_dict(self) -> dict[str, str | bool | float]:
         """Return all that the recipe says."""
-        return {"kind": self.kind, "recipe": self.name, "ema": self.ema, **self.values}
+        switches = {"ema": self.ema, "by_variance": self.by_variance} if self.kind == "vqvae" else {}
+        return {"kind": self.kind, "recipe": self.name, **switches, **self.values}
 
 
 _VQ: Final = {"learning_rate": 1e-3, "batch": 32, "beta": 0.25, "codes": 512, "width": 128}
@@ -114,6 +118,7 @@ RECIPES: Final[dict[Kind, dict[str, Recipe]]] = {
             "codebook by gradient, as Noguchi & Inoue published it",
             {**_VQ, "batch": 256, "beta": 1.0},
             ema=False,
+            by_variance=False,
         ),
     },
     "pixelcnn": {

@@ -91,7 +91,8 @@ def train_vqvae(
     recipe = _of("vqvae", settings)
     torch.manual_seed(settings.seed)
     sizes = VqSizes(codes=recipe.whole("codes"), width=recipe.whole("width"))
-    model = VqVae(sizes, ema=recipe.ema, beta=recipe["beta"])
+    variance = crops.variance if recipe.by_variance else 1.0
+    model = VqVae(sizes, ema=recipe.ema, beta=recipe["beta"], variance=variance)
     if recipe.ema:
         model.codebook.decay = recipe["decay"]
         model.codebook.revive_below = recipe["revive_below"]

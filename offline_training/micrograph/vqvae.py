@@ -253,7 +253,14 @@ class VqLoss:
 class VqVae(nn.Module):
     """Encoder, codebook and decoder. Pixels are float32 from −1 to 1; see `to_pixels`."""
 
-    def __init__(self, sizes: VqSizes | None = None, *, ema: bool = True, beta: float = 0.25) -> None:
+    def __init__(
+        self,
+        sizes: VqSizes | None = None,
+        *,
+        ema: bool = True,
+        beta: float = 0.25,
+        variance: float = 1.0,
+    ) -> None:
         """Begin with random weights (Glorot & Bengio, AISTATS 2010, as the paper's program does).
 
         Parameters
@@ -263,10 +270,20 @@ class VqVae(nn.Module):
             See `Codebook`.
         beta : float
             Weight of the commitment loss.
+        variance : float
+            Of the pixels: squared errors are taken in shares of it. Without that, the commitment outweighs
+            the picture of a micrograph of little contrast, and the encoder learns to say nothing.
+
+        Raises
+        ------
+        ValueError
+            If the variance is not greater than 0: images of one grey hold nothing to learn.
         """
         super().__init__()
+        if not variance > 0.0:
+            raise ValueError(f"variance of the pixels {variance:g}: expected more than 0; images of one grey?")
         self.sizes = sizes or VqSizes()
-        self.beta = beta
+        self.beta, self.variance = beta, variance
         self.encoder = Encoder(self.sizes)
         self.codebook = Codebook(self.sizes.codes, self.sizes.width, ema=ema)
         self.decoder = Decoder(self.sizes)
@@ -319,7 +336,7 @@ class VqVae(nn.Module):
         seen = self.decoder(passed).float()
         reconstruction = nn.functional.mse_loss(seen, x)
         return VqLoss(
-            total=total + reconstruction,
+            total=total + reconstruction / self.variance,
             reconstruction=float(reconstruction.detach()),
             commitment=float(commitment.detach()),
             perplexity=perplexity(torch.bincount(codes.flatten(), minlength=self.sizes.codes)),
