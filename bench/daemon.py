@@ -22,6 +22,7 @@ from bench.frames import Recipe, frames
 from bench.patterns import GEOMETRY_C
 from bench.report import Report
 from bench.rig import counts, process, wait_until, write_config
+from grainwatch.messages import AnyResult, LaueResult
 from pipelines.results_files import read_results, results_files
 
 WORKERS = 2
@@ -44,8 +45,8 @@ class Run:
         Processor time by wall time in the window, of "front", "workers" and "detector".
     latency_s : (n,) array
         From the arrival of a frame to its publication, in the window.
-    crystals : (n,) array
-        Found in each frame.
+    results : list of FrameResult
+        All of the file.
     """
 
     rate_hz: float = 0.0
@@ -55,7 +56,12 @@ class Run:
     counts: dict[str, int] = field(default_factory=dict)
     latency_s: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     compute_s: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    crystals: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    results: list[AnyResult] = field(default_factory=list)
+
+    @property
+    def crystals(self) -> npt.NDArray[np.int64]:
+        """Found in each frame."""
+        return np.array([len(r.crystals) for r in self.results if isinstance(r, LaueResult)], dtype=np.int64)
 
 
 def rows(report: Report) -> None:
@@ -71,7 +77,7 @@ def rows(report: Report) -> None:
         f" seed {report.seed}"
     )
     fast = through_a_daemon(folder, rate_hz=0.0, seconds=report.scale(full=60, quick=4))
-    _check(fast)
+    check(fast)
     report.add(
         "daemon, frames through it, none dropped",
         fast.rate_hz,
@@ -107,7 +113,7 @@ def rows(report: Report) -> None:
     named = through_a_daemon(
         folder, rate_hz=0.0, seconds=report.scale(full=60, quick=4), bundle=[recipe.material]
     )
-    _check(named)
+    check(named)
     report.add(
         "daemon with the shipped bundle, frames through it, none dropped",
         named.rate_hz,
@@ -117,7 +123,7 @@ def rows(report: Report) -> None:
         data={"counts": named.counts, "core_share": named.core_share, "seconds": named.seconds},
     )
     steady = through_a_daemon(folder, rate_hz=ASKED_HZ, seconds=report.scale(full=60, quick=4))
-    _check(steady)
+    check(steady)
     late, work = 1e3 * steady.latency_s, 1e3 * steady.compute_s
     report.add(
         f"daemon at {ASKED_HZ:g} frames/s, latency p50",
@@ -143,41 +149,54 @@ def through_a_daemon(
     config: str = "",
     bundle: Sequence[str] = (),
 ) -> Run:
-    """Send frames through a daemon for some seconds, after some more in which it gets going.
+    """Send frames through a daemon for some seconds once it has got going; see `measured`."""
+    with tempfile.TemporaryDirectory(prefix="grainwatch-bench-") as scratch:
+        place = Path(scratch)
+        address = write_config(place, workers, config, bundle)
+        count = str(10**9 if not rate_hz else round(rate_hz * (seconds + 2)))
+        detector = ["-m", "bench.frames", str(folder), address, str(rate_hz), count]
+        return measured(place, detector, seconds, endless=not rate_hz)
+
+
+def measured(place: Path, detector_arguments: Sequence[str], seconds: float, *, endless: bool) -> Run:
+    """Run the daemon of a folder, and a detector beside it.
+
+    Parameters
+    ----------
+    place : Path
+        With ``grainwatch.toml``, of one stream, whose results go to ``results``.
+    detector_arguments : sequence of str
+        For Python.
+    seconds : float
+        That are measured, from the tenth frame on.
+    endless : bool
+        Whether the detector sends until it is ended.
 
     Raises
     ------
     RuntimeError
         If a process fails.
     """
-    with tempfile.TemporaryDirectory(prefix="grainwatch-bench-") as scratch:
-        place = Path(scratch)
-        address = write_config(place, workers, config, bundle)
-        with process(
-            place / "daemon.txt", "-m", "grainwatch", "run", str(place / "grainwatch.toml")
-        ) as front:
-            wait_until(place, front, lambda status: status["state"] == "running", START_S)
-            count = str(10**9 if not rate_hz else round(rate_hz * (seconds + 2)))
-            arguments = ["-m", "bench.frames", str(folder), address, str(rate_hz), count]
-            with process(place / "detector.txt", *arguments) as detector:
-                wait_until(place, front, lambda status: status["streams"][0]["done"] >= 10, START_S)
-                run, begin, end = _watch(place, front, detector, seconds)
-                if not rate_hz:
-                    detector.terminate()
-                detector.wait(60)
-            wait_until(place, front, lambda status: not status["streams"][0]["in_flight"], START_S)
-            run.counts = counts(place)
-            front.send_signal(signal.SIGTERM)
-            if front.wait(30):
-                raise RuntimeError((place / "daemon.txt").read_text())
-        (path,) = results_files(place / "results")
-        results = list(read_results(path))
-        inside = [r for r in results if begin <= r.times.received and r.times.published <= end]
-        run.latency_s = np.array([r.times.published - r.times.received for r in inside])
-        run.compute_s = np.array([1e-3 * r.compute_ms for r in inside])
-        run.crystals = np.array([len(r.crystals) for r in results])
-        if len(results) != run.counts["done"]:
-            raise RuntimeError(f"{len(results)} results in the file, {run.counts['done']} frames done")
+    with process(place / "daemon.txt", "-m", "grainwatch", "run", str(place / "grainwatch.toml")) as front:
+        wait_until(place, front, lambda status: status["state"] == "running", START_S)
+        with process(place / "detector.txt", *detector_arguments) as detector:
+            wait_until(place, front, lambda status: status["streams"][0]["done"] >= 10, START_S)
+            run, begin, end = _watch(place, front, detector, seconds)
+            if endless:
+                detector.terminate()
+            detector.wait(60)
+        wait_until(place, front, lambda status: not status["streams"][0]["in_flight"], START_S)
+        run.counts = counts(place)
+        front.send_signal(signal.SIGTERM)
+        if front.wait(30):
+            raise RuntimeError((place / "daemon.txt").read_text())
+    (path,) = results_files(place / "results")
+    run.results = list(read_results(path))
+    inside = [r for r in run.results if begin <= r.times.received and r.times.published <= end]
+    run.latency_s = np.array([r.times.published - r.times.received for r in inside])
+    run.compute_s = np.array([1e-3 * r.compute_ms for r in inside])
+    if len(run.results) != run.counts["done"]:
+        raise RuntimeError(f"{len(run.results)} results in the file, {run.counts['done']} frames done")
     return run
 
 
@@ -200,7 +219,7 @@ def _watch(
     return run, begin, time.time()
 
 
-def _check(run: Run) -> None:
+def check(run: Run) -> None:
     """A rate says nothing unless every frame that was received is done."""
     bad = {k: run.counts[k] for k in ("failed", "dropped", "lost", "missing", "in_flight") if run.counts[k]}
     if bad or run.counts["received"] != run.counts["done"]:

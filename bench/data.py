@@ -1,4 +1,4 @@
-"""Where the third-party frames lie."""
+"""Where third-party frames and micrographs lie."""
 
 from __future__ import annotations
 
@@ -11,14 +11,23 @@ from bench.report import ROOT
 
 def laue_dir() -> Path | None:
     """Return the folder of the Laue frames: in $GRAINWATCH_DATA, ../shared/data or .data (`make data`)."""
+    return _part("laue")
+
+
+def micrographs_dir() -> Path | None:
+    """Return the folder of the micrographs, looked for in the same places."""
+    return _part("micrographs")
+
+
+def _part(name: str) -> Path | None:
     configured = os.environ.get("GRAINWATCH_DATA")
     if configured:
-        if not (Path(configured) / "laue").is_dir():
-            raise FileNotFoundError(f"GRAINWATCH_DATA={configured} has no folder laue")
-        return Path(configured) / "laue"
+        if not (Path(configured) / name).is_dir():
+            raise FileNotFoundError(f"GRAINWATCH_DATA={configured} has no folder {name}")
+        return Path(configured) / name
     for candidate in (ROOT.parent / "shared" / "data", ROOT / ".data"):
-        if (candidate / "laue").is_dir():
-            return candidate / "laue"
+        if (candidate / name).is_dir():
+            return candidate / name
     return None
 
 

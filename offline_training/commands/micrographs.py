@@ -44,7 +44,7 @@ MedianPx = Annotated[int, typer.Option("--median-px", help="Side of the median f
 Match = Annotated[
     bool,
     typer.Option(
-        "--match", help="Match histograms to that of a typical training image. All then have the same fraction."
+        "--match", help="Match histograms to that of a training image. All then have the same fraction."
     ),
 ]
 PhaseName = Annotated[str, typer.Option("--phase", help="Phase that is measured: bright or dark.")]

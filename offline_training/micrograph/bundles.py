@@ -18,7 +18,6 @@ from offline_training.loop import Progress
 from offline_training.micrograph.baselines import code_bytes, pooled
 from offline_training.micrograph.data import Data, DataRequest, load_data
 from offline_training.micrograph.export import (
-    DECODER,
     Coder,
     Exported,
     Means,
@@ -34,7 +33,7 @@ from offline_training.micrograph.vae import Vae
 from offline_training.micrograph.vqvae import VqVae
 from pipelines.engines.bundle import SCHEMA, Bundle, BundleError, Description, load_bundle, write_bundle
 from pipelines.engines.choice import open_engine
-from pipelines.micrograph.model_bundle import FURTHER_VAE, VAE, VQVAE, BundleParts, describe, pack
+from pipelines.micrograph.model_bundle import DECODER, FURTHER_VAE, VAE, VQVAE, BundleParts, describe, pack
 
 ByteImage = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int64]

@@ -25,11 +25,11 @@ from offline_training.micrograph.vae import MeanReader, Vae
 from offline_training.micrograph.vqvae import PIXELS_PER_CODE, CodeReader, CodeShower, VqVae, to_pixels
 from pipelines.engines.bundle import MODEL, SELF_TEST, Bundle, Network, network_files
 from pipelines.engines.choice import open_engine
+from pipelines.micrograph.model_bundle import DECODER
 
 ByteImage = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int64]
 
-DECODER: Final = "decoder"
 SELF_TEST_ROWS: Final = 4
 _LEAST_MARGIN: Final = 1e-5
 """Float32 is off by about 1e-6 of a vector's length."""

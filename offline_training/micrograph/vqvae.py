@@ -281,7 +281,7 @@ class VqVae(nn.Module):
         """
         super().__init__()
         if not variance > 0.0:
-            raise ValueError(f"variance of the pixels {variance:g}: expected more than 0; images of one grey?")
+            raise ValueError(f"variance of the pixels {variance:g}: expected more than 0")
         self.sizes = sizes or VqSizes()
         self.beta, self.variance = beta, variance
         self.encoder = Encoder(self.sizes)

@@ -39,6 +39,7 @@ from pipelines.micrograph.preparation import PreparationParameters
 VQVAE: Final = "micrograph-vqvae"
 VAE: Final = "micrograph-vae"
 KINDS: Final = (VQVAE, VAE)
+DECODER: Final = "decoder"
 PRIOR: Final = "prior"
 FURTHER_VAE: Final = "vae"
 REFERENCE: Final = "reference.npz"

@@ -52,6 +52,13 @@ def test_the_fingerprint_is_of_images_and_drawing() -> None:
     assert len({d.fingerprint for d in [draw, *changed, CropDraw(_images(), 4)]}) == 5
 
 
+def test_the_variance_is_that_within_images_not_between_them() -> None:
+    chequered = np.where(np.indices((8, 8)).sum(axis=0) % 2, 0, 255).astype(np.uint8)
+    assert CropDraw((chequered,), 4).variance == pytest.approx(1.0)  # greys of -1 and 1
+    flat = np.full((8, 8), 200, np.uint8)
+    assert CropDraw((flat, flat - 100), 4).variance == 0.0
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [

@@ -48,6 +48,20 @@ def test_the_paper_s_sizes_have_the_paper_s_number_of_weights() -> None:
     assert 0.45e6 < counted < 0.65e6  # 0.56 million, the codebook of 512 x 128 among them
 
 
+def test_errors_are_counted_in_shares_of_the_variance_of_the_pixels() -> None:
+    x = _images(2, 32, 32)
+    losses = []
+    for variance in (1.0, 0.25):
+        torch.manual_seed(0)
+        losses.append(VqVae(SMALL, variance=variance).loss(x))
+    plain, scaled = losses
+    assert scaled.reconstruction == pytest.approx(plain.reconstruction)
+    assert float(scaled.total - plain.total) == pytest.approx(3.0 * plain.reconstruction, rel=1e-5)
+    for variance in (0.0, math.nan):
+        with pytest.raises(ValueError, match="expected more than 0"):
+            VqVae(SMALL, variance=variance)
+
+
 def test_gradients_pass_straight_through_the_codes() -> None:
     torch.manual_seed(0)
     model = VqVae(SMALL, beta=0.0)

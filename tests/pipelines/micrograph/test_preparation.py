@@ -363,3 +363,12 @@ def test_data_bars_under_real_micrographs(micrographs: Path) -> None:
         right += abs(find_data_bar(np.vstack([image, bar])) - len(bar)) <= 2
         total += 1
     assert right >= 0.95 * total
+
+
+def test_the_typical_reference_is_an_image_and_not_a_mixture_of_bright_and_dark_ones() -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.normal(mean, 5.0, (64, 64)).round().astype(np.uint8) for mean in (60, 118, 120, 124, 200)]
+    chosen = ReferenceHistogram.typical(images)
+    assert chosen == ReferenceHistogram.of([images[2]])
+    assert abs(chosen.match(images[0]).mean() - 120.0) < 1.0
+    assert chosen.match(images[4]).std() < 6.0
