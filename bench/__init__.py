@@ -49,6 +49,9 @@ BENCHES = (
     Bench(
         "micrograph-stream", "bench.micrograph_stream", "micrographs a second through a real daemon", cores=2
     ),
+    Bench(
+        "left-out", "bench.left_out", "process conditions that a model was never shown (trains some)", cores=2
+    ),
     Bench("start", "bench.start", "from the start of a daemon until it is ready", cores=2),
 )
 """A new benchmark is one module here and one line in this list; they run in this order."""

@@ -56,7 +56,7 @@ def test_errors_are_counted_in_shares_of_the_variance_of_the_pixels() -> None:
         losses.append(VqVae(SMALL, variance=variance).loss(x))
     plain, scaled = losses
     assert scaled.reconstruction == pytest.approx(plain.reconstruction)
-    assert float(scaled.total - plain.total) == pytest.approx(3.0 * plain.reconstruction, rel=1e-5)
+    assert float((scaled.total - plain.total).detach()) == pytest.approx(3.0 * plain.reconstruction, rel=1e-5)
     for variance in (0.0, math.nan):
         with pytest.raises(ValueError, match="expected more than 0"):
             VqVae(SMALL, variance=variance)
