@@ -30,9 +30,17 @@ demo: $(INSTALLED) ## stream real and simulated Laue frames through a daemon; cr
 	@$(BIN)/python tests/data/fetch.py || echo "demo: going on with simulated frames"
 	@status=0; $(BIN)/grainwatch demo $(ARGS) || status=$$?; [ $$status -eq 130 ] || exit $$status
 
+# Tests that start processes have the machine to themselves, all others share its cores. With ARGS: pytest's own.
 test: lint warm ## all checks and all tests (23 minutes on 2 cores); ends with what was skipped
 	@$(BIN)/python tests/data/fetch.py || [ $$? -eq 3 ]
+ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
+else
+	@status=0; \
+	$(BIN)/python -m pytest -m "not system" --numprocesses auto --maxprocesses 8 --dist loadfile || status=$$?; \
+	$(BIN)/python -m pytest -m system || status=$$?; \
+	exit $$status
+endif
 
 lint: $(DEV_STAMP) ## ruff, mypy --strict and the import contracts alone
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.patterns import BAND_KEV, GEOMETRY_C, Condition, pattern
-from bench.report import ROOT, Report, repetitions_s
+from bench.report import Report, repetitions_s
 from offline_training.laue.scoring import Tally, score
 from pipelines.engines.bundle import Bundle, load_bundle
 from pipelines.engines.engine import Engine
@@ -17,16 +17,16 @@ from pipelines.engines.flavours import EngineError
 from pipelines.engines.onnxruntime_engine import OnnxEngine
 from pipelines.engines.openvino_engine import OpenVinoEngine
 from pipelines.engines.selftest import deviation, read_self_test
+from pipelines.engines.shipped import shipped_bundles
 from pipelines.laue.crystal import Material, load_material
 from pipelines.laue.forward import Pattern
 from pipelines.laue.geometry import DetectorArea
 from pipelines.laue.indexing.indexer import Indexer
 from pipelines.laue.indexing.parameters import IndexingParameters, Phase
-from pipelines.laue.proposals import Proposer, SpotClassifier
+from pipelines.laue.proposals import KIND, Proposer, SpotClassifier
 
 FloatArray = npt.NDArray[np.float64]
 
-BUNDLES = ROOT / "bundles"
 _GRAINS = {"Cu": 5, "Si": 5, "Ge": 5, "GaN": 2, "ZrO2": 2}
 _PATTERNS = 40
 _RUNS = (
@@ -67,7 +67,7 @@ class _Seen:
 
 def rows(report: Report) -> None:
     """Add the rows."""
-    for folder in sorted(path.parent for path in BUNDLES.glob("*/manifest.sha256")):
+    for folder in shipped_bundles(KIND).values():
         _bundle(report, folder.name, load_bundle(folder))
 
 

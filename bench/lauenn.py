@@ -13,6 +13,7 @@ from bench.report import ROOT, Report, repetitions_s
 from offline_training.laue.figures import measure
 from offline_training.laue.scoring import Tally
 from offline_training.laue.simulator import PatternSimulator
+from pipelines.engines.shipped import shipped_bundles
 from pipelines.laue.analysis import LaueAnalysis
 from pipelines.laue.classes import REJECT
 from pipelines.laue.crystal import load_material
@@ -21,7 +22,7 @@ from pipelines.laue.forward import Pattern
 from pipelines.laue.geometry import DetectorArea
 from pipelines.laue.indexing.indexer import Indexer
 from pipelines.laue.indexing.parameters import Phase
-from pipelines.laue.proposals import Proposer, SpotClassifier
+from pipelines.laue.proposals import KIND, Proposer, SpotClassifier
 
 BUNDLES = ROOT / "bundles"
 _COVERAGE = {"Cu": 85.0, "ZrO2": 50.0}
@@ -33,7 +34,7 @@ _CRYSTALS = 250
 
 def rows(report: Report) -> None:
     """Add the rows."""
-    for folder in sorted(path.parent for path in BUNDLES.glob("*/manifest.sha256")):
+    for folder in shipped_bundles(KIND).values():
         classifier = SpotClassifier(folder)
         for grains in (1, 5, 10):
             _classes(report, classifier, folder.name, grains)
@@ -152,7 +153,7 @@ def _coverage(report: Report, classifier: SpotClassifier, name: str) -> None:
 
 def _without_a_bundle(report: Report, material: str, grains: int, found_least: float) -> int:
     # What a user gets who names the shipped bundles and a material that none of them is for.
-    others = [SpotClassifier(path) for path in sorted(BUNDLES.iterdir()) if path.is_dir()]
+    others = [SpotClassifier(path) for path in shipped_bundles(KIND).values()]
     analysis = LaueAnalysis([load_material(material)], GEOMETRY_C, classifiers=others)
     count, condition, tally = report.scale(full=_PATTERNS, quick=5), Condition(material, grains), Tally()
     flags = analysis.analyse_peaks(pattern(report, condition, count).xy_px).flags

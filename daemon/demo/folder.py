@@ -20,7 +20,7 @@ RESULTS: Final = "results"
 HEADING: Final = "# The configuration of grainwatch demo."
 
 _LOCK: Final = ".demo-lock"
-_RESULT: Final = re.compile(r"(germanium|nanowire|scan)-[\w.-]+\.h5")
+_RESULT: Final = re.compile(r"(germanium|nanowire|scan|sem)-[\w.-]+\.h5")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from daemon.demo.station import MICROGRAPHS, SCAN, Accounts, DemoError, Station
 from daemon.demo.verdict import Verdict, compare
 from daemon.demo.view import HEAD, View
 from grainwatch.map_state import MapState
-from grainwatch.messages import AnyMessage, FrameResult, LaueResult, MapUpdate
+from grainwatch.messages import AnyMessage, LaueResult, MapUpdate, MicrographResult
 from grainwatch.stream import ResultStream
 from pipelines.maps.plot import draw_map, save
 from pipelines.maps.series_map import read_map
@@ -37,7 +38,7 @@ class Tally:
     results: int = 0
     crystals: Counter[str] = field(default_factory=Counter)
     seen: set[str] = field(default_factory=set)
-    phases: int = 0
+    rates: dict[int, tuple[float, float]] = field(default_factory=dict)
     first_crystal_s: float | None = None
     map_state: MapState | None = None
     snapshot: MapUpdate | None = None
@@ -86,6 +87,7 @@ class Show:
             self._view.say(f"\n{HEAD}")
             accounts = self._follow(results, expected)
             self._view.figures(accounts, None, now=True)
+            self._say_rates()
             grid = self._sample.grid
             self._view.say(
                 f"\nscan of {grid.shape[0]} x {grid.shape[1]} points over a polycrystal of"
@@ -138,7 +140,7 @@ class Show:
             tally.map_state.apply(message)
             if message.kind == "snapshot" and message.filled == self._sample.grid.size:
                 tally.snapshot = message
-        if not isinstance(message, FrameResult):
+        if not isinstance(message, (LaueResult, MicrographResult)):
             return
         tally.results += 1
         if message.key.source not in tally.seen:
@@ -147,15 +149,29 @@ class Show:
             self._view.say(
                 f"({message.key.source}: what follows is the work of {model.name} {model.version})"
             )
+        if isinstance(message, MicrographResult):
+            self._take_micrograph(message)
+            return
         if message.key.source != SCAN:
             self._view.result(message)
-        if not isinstance(message, LaueResult):
-            tally.phases += message.morphology is not None
-            return
         tally.crystals.update({message.key.source: len(message.crystals)})
         if message.crystals and tally.first_crystal_s is None:
             tally.first_crystal_s = time.monotonic() - self._began
             self._view.say(f"(the first crystal, {tally.first_crystal_s:.1f} s after the command was given)")
+
+    def _take_micrograph(self, result: MicrographResult) -> None:
+        true, posterior = self._station.true_rate(result.key.frame), result.posterior
+        self._view.result(result, f"made with {true:.2f}")
+        if posterior is not None and posterior.mean is not None:
+            self.tally.rates[result.key.frame] = (posterior.mean, true)
+
+    def _say_rates(self) -> None:
+        if self.tally.rates:
+            said, true = zip(*self.tally.rates.values(), strict=True)
+            self._view.say(
+                f"(ln of the cooling rate of {len(true)} micrographs, read from the image alone: off by"
+                f" {math.dist(said, true) / math.sqrt(len(true)):.2f} of {max(true) - min(true):.2f})"
+            )
 
     def _wait_for_snapshot(self, results: ResultStream) -> None:
         """The map of a series is published as a whole when the series is over."""
@@ -190,8 +206,8 @@ class Show:
             for name in (*(scene.stream for scene in self._scenes), SCAN)
             if not self.tally.crystals[name]
         ]
-        if not self.tally.phases:
-            found.append(f"no phase was found in the stream {MICROGRAPHS}")
+        if not self.tally.rates:
+            found.append(f"no cooling rate was read in the stream {MICROGRAPHS}")
         if self.tally.snapshot is None:
             found.append("the daemon did not publish the whole map")
         if verdict.grains_found < verdict.grains_true or verdict.strange > MOST_STRANGE * verdict.crystals:

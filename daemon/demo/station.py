@@ -26,12 +26,15 @@ from pipelines.laue.crystal import load_material
 from pipelines.laue.lauetools_files import read_det, write_det
 from pipelines.laue.pipeline import Config as PipelineConfig
 from pipelines.laue.proposals import shipped_for
+from pipelines.micrograph.synthetic import MicrographSimulator
 
 START_S: Final = 120.0
 STOP_S: Final = 15.0
 #: Names of the stream of the scan and of that of the microscope.
 SCAN: Final = "scan"
 MICROGRAPHS: Final = "sem"
+#: The model of the micrographs, which comes with grainwatch.
+FINGERPRINTS: Final = "two-phase-synthetic"
 
 
 class DemoError(RuntimeError):
@@ -169,6 +172,10 @@ class Station:
     ) -> None:
         self._end_all()
 
+    def true_rate(self, frame: int) -> float:
+        """Return the ln(cooling rate) that a micrograph was made with."""
+        return MicrographSimulator(seed=self._seed).condition(frame).ln_cooling_rate
+
     def subscribe(self) -> ResultStream:
         """Wait for the daemon and return its results from now on; nothing of a later detector is missed."""
         results = ResultStream(self._address, self._catch_up, schemas="all")
@@ -283,7 +290,10 @@ class Station:
             "type": "areadetector",
             "address": self._detectors[MICROGRAPHS],
         }
-        tables[f"streams.{MICROGRAPHS}.pipeline"] = {"type": "micrograph"}
+        tables[f"streams.{MICROGRAPHS}.pipeline"] = {
+            "type": "micrograph",
+            "bundle": [FINGERPRINTS],
+        }
         grid = sample.grid
         tables[f"streams.{SCAN}.scan"] = {
             "shape": list(grid.shape),

@@ -54,8 +54,8 @@ class View(Protocol):
         """Show a line of text."""
         ...
 
-    def result(self, result: AnyResult) -> None:
-        """Show the crystals of a frame, or what a micrograph shows."""
+    def result(self, result: AnyResult, truth: str = "") -> None:
+        """Show the crystals of a frame, or what a micrograph shows and is."""
         ...
 
     def figures(self, accounts: Accounts, map_state: MapState | None, *, now: bool = False) -> None:
@@ -81,9 +81,9 @@ class Lines:
         """Print a line."""
         print(text, flush=True)
 
-    def result(self, result: AnyResult) -> None:
+    def result(self, result: AnyResult, truth: str = "") -> None:
         """Print a line a crystal, or a micrograph."""
-        for line, _ in _result_lines(result):
+        for line, _ in _result_lines(result, truth):
             print(line, flush=True)
 
     def figures(self, accounts: Accounts, map_state: MapState | None, *, now: bool = False) -> None:
@@ -115,9 +115,9 @@ class Screen:
         """Print a line."""
         self._console.print(Text(text), soft_wrap=True)
 
-    def result(self, result: AnyResult) -> None:
+    def result(self, result: AnyResult, truth: str = "") -> None:
         """Print a line a crystal, each material in its colour, or a micrograph."""
-        for line, material in _result_lines(result):
+        for line, material in _result_lines(result, truth):
             self._console.print(Text(line, style=_HUES.get(material, "")), soft_wrap=True)
 
     def figures(self, accounts: Accounts, map_state: MapState | None, *, now: bool = False) -> None:
@@ -159,10 +159,11 @@ def map_words(map_state: MapState) -> str:
     return f"map {len(map_state.points)} of {of} points, {len(map_state.grains)} grains"
 
 
-def _result_lines(result: AnyResult) -> list[tuple[str, str]]:
+def _result_lines(result: AnyResult, truth: str) -> list[tuple[str, str]]:
     if not isinstance(result, LaueResult):
         latency = f"{1e3 * (result.times.published - result.times.received):.0f} ms"
-        said = "; ".join([*micrograph_words(result.morphology, result.posterior), *result.flags])
+        words = micrograph_words(result.morphology, result.posterior)
+        said = "; ".join([*words, *([truth] if truth else []), *result.flags])
         return [(f"{result.key.source:<10}{result.key.frame:>6}  {said}  ({latency})", "")]
     if not result.crystals:
         return [(f"{result.key.source:<10}{result.key.frame:>6}  no crystal in {result.n_peaks} peaks", "")]

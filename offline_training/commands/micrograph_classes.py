@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -80,7 +81,10 @@ def micrograph_classes(
         def show(fold: int, progress: Progress) -> None:
             line.show(progress, f"fold {fold + 1}/{folds}: ")
 
-        f = compare_classes(request, settings, folds, out, show)
+        def tell(text: str) -> None:
+            print(text, file=sys.stderr, flush=True)
+
+        f = compare_classes(request, settings, folds, out, show, tell)
     line.end()
     low, high = f.interval
     print(f"{out / RESULT}: written; {f.items} images, {f.groups} groups, {f.folds} folds")

@@ -107,7 +107,8 @@ def make_vqvae(request: Request, out: Path, watching: Watching | None = None) ->
     """
     watching = watching or Watching()
     data = load_data(request.data)
-    watching.tell(data.parts.text())
+    for line in data.text():
+        watching.tell(line)
     out.mkdir(parents=True, exist_ok=True)
     seed = request.settings.seed
     model, trained = train_vqvae(data.crops(seed), request.settings, out / CHECKPOINT, watching.progress)
@@ -182,7 +183,8 @@ def make_vae(
     if into is not None:
         _check_out(into, out)
     data = load_data(request.data, into)
-    watching.tell(data.parts.text())
+    for line in data.text():
+        watching.tell(line)
     out.mkdir(parents=True, exist_ok=True)
     seed = request.settings.seed
     model, trained = train_vae(data.crops(seed), request.settings, out / CHECKPOINT, watching.progress)

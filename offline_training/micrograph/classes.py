@@ -43,6 +43,7 @@ def compare_classes(
     folds: int,
     out: Path,
     report: Callable[[int, Progress], None] = lambda _, __: None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> ClassFigures:
     """Train a VQ-VAE or a VAE for each fold, describe and classify; write classes.json.
 
@@ -59,6 +60,8 @@ def compare_classes(
         For checkpoints and the result.
     report : callable
         Told the number of the fold, from 0, and its progress.
+    tell : callable
+        Told what should be known, in words.
 
     Raises
     ------
@@ -78,6 +81,8 @@ def compare_classes(
     )
     if images.conditions is None or not images.conditions.classes:
         raise ValueError("classes are asked for: give --labels with a column that is a class")
+    for remark in images.remarks:
+        tell(remark)
     classes = images.conditions.values.astype(np.int64)
     split = GroupedFolds.draw(images.groups, folds, request.seed, classes.tolist())
     texture = np.stack([texture_features(image) for image in images.images])
@@ -94,6 +99,7 @@ def compare_classes(
         "figures": asdict(figures),
         "classes": list(images.conditions.classes),
         "data_sha256": images.fingerprint,
+        "same_place": images.about.get("same_place", []),
         "training": {**settings.recipe.as_dict(), "steps": settings.steps, "seed": settings.seed},
         "files": [
             {

@@ -85,6 +85,10 @@ class Data:
     request: DataRequest
     base_domain: Domain | None = None
 
+    def text(self) -> list[str]:
+        """Return what should be known before training, in words."""
+        return [*self.images.remarks, self.parts.text()]
+
     @property
     def patch_px(self) -> int:
         """Side of a patch."""

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offline_training.micrograph.labels import Conditions, Labels, read_labels
+from offline_training.micrograph.overlaps import MOST_IMAGES, joined, overlapping
 from offline_training.micrograph.splits import GroupedFolds
 from pipelines.files import natural_key, open_images
 from pipelines.frame import BadFrame
@@ -75,6 +76,14 @@ class ImageSet:
         if self.conditions is not None:
             digest.update(self.conditions.values.tobytes())
         return digest.hexdigest()
+
+    @property
+    def remarks(self) -> list[str]:
+        """What whoever trains on them should know."""
+        return [
+            f"{one} and {other} show the same place: they are taken as one group"
+            for one, other in self.about.get("same_place", ())
+        ]
 
     def digests(self, images: IntArray) -> list[str]:
         """Return short hashes of some images: the same image under another name is known by it."""
@@ -152,16 +161,18 @@ def load_images(
         images.append(image)
         acquisitions.append(acquisition)
         statistics.append(numbers)
+    pairs = overlapping(images) if len(images) <= MOST_IMAGES else []
     about = {
         "synthetic": False,
         "folder": folder.resolve().name,
         "images": len(images),
         "not_labelled": len(files) - len(set(files) & set(told.files)),
+        "same_place": [[told.files[i], told.files[j]] for i, j in pairs if told.groups[i] != told.groups[j]],
     }
     return ImageSet(
         told.files,
         tuple(images),
-        told.groups,
+        joined(told.groups, pairs),
         tuple(acquisitions),
         np.array(statistics),
         told.conditions,

@@ -84,7 +84,8 @@ def make_prior(
     if out.resolve() == base.folder.resolve():
         raise ValueError(f"--out {out}: is the bundle that is added to; choose another folder")
     data = load_data(request.data, base)
-    watching.tell(data.parts.text())
+    for line in data.text():
+        watching.tell(line)
     coder = Coder(base)
     n_codes = int(base.description.decision["codebook"])
     crops = data.crops(request.settings.seed)

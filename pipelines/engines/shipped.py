@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipelines.engines.bundle import DESCRIPTION, BundleError
+from pipelines.engines.bundle import DESCRIPTION, BundleError, load_bundle
 
 _PLACES = (
     Path(__file__).resolve().parents[2] / "bundles",
@@ -13,13 +13,15 @@ _PLACES = (
 )
 
 
-def shipped_bundles() -> dict[str, Path]:
-    """Return the folders of the bundles by name; empty where none are installed."""
+def shipped_bundles(kind: str = "") -> dict[str, Path]:
+    """Return the folders of the bundles, or of those of a kind, by name; empty where none are installed."""
     for place in _PLACES:
         found = {path.parent.name: path.parent for path in sorted(place.glob(f"*/{DESCRIPTION}"))}
         if found:
-            return found
-    return {}
+            break
+    if not kind:
+        return found
+    return {name: path for name, path in found.items() if load_bundle(path).description.kind == kind}
 
 
 def find_bundle(name: str) -> Path:

@@ -258,7 +258,7 @@ class MicrographSimulator:
         condition : Condition, optional
             Instead of the one that is drawn.
         """
-        rng = np.random.default_rng((self.seed, number, STRUCTURES.index(self.structure)))
+        rng = self._rng(number)
         drawn = self._draw(rng)
         given = condition or Condition(drawn, self.structure)
         size_um, fraction = self.law.draw(given.ln_cooling_rate, rng)
@@ -277,6 +277,10 @@ class MicrographSimulator:
             source=name,
         )
 
+    def condition(self, number: int) -> Condition:
+        """Return what micrograph `number` shows, without making it."""
+        return Condition(self._draw(self._rng(number)), self.structure)
+
     def samples(self, first: int, count: int) -> Iterator[SyntheticSample]:
         """Yield micrographs `first` ... `first + count − 1`."""
         return (self.sample(number) for number in range(first, first + count))
@@ -289,6 +293,9 @@ class MicrographSimulator:
     def fingerprint(self) -> str:
         """Sha256 of all that the images follow from."""
         return hashlib.sha256(repr(self.as_dict()).encode()).hexdigest()
+
+    def _rng(self, number: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, number, STRUCTURES.index(self.structure)))
 
     def _draw(self, rng: np.random.Generator) -> float:
         if self.continuous:

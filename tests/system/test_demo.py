@@ -26,7 +26,10 @@ LINE = re.compile(
     r"(?:(?P<stream>\w+) +(?P<frame>\d+))? +(?P<material>[A-Z]\w*) +(?P<matched>\d+)/(?P<expected>\d+)"
     r" +\d+ % +(?P<residual>[\d.]+) px +<?[\de.-]+ +[\d.]+ +[\d.]+ +[\d.]+(?: +\d+ ms)?"
 )
-MICROGRAPH = re.compile(r"sem +\d+  bright ([\d.]+) %, free path ([\d.]+) um  \(\d+ ms\)")
+MICROGRAPH = re.compile(
+    r"sem +\d+  bright ([\d.]+) %, free path ([\d.]+) um; ln_cooling_rate ([\d.-]+) \+- ([\d.]+);"
+    r" made with ([\d.]+)(?:; \w+)*  \(\d+ ms\)"
+)
 ACCOUNTS = re.compile(
     r"received (\d+) = done (\d+) \+ failed (\d+) \+ dropped (\d+) \+ lost (\d+) \+ in flight (\d+)"
 )
@@ -69,13 +72,15 @@ def check(text: str, tmp_path: Path, materials: set[str]) -> None:
         ("germanium", "laue-Ge-residual"),
         ("nanowire", "laue-Si-residual+laue-GaN-residual"),
         ("scan", "laue-Cu-residual"),
-        ("sem", "classical-morphology"),
+        ("sem", "two-phase-synthetic"),
     ):
         assert f"({stream}: what follows is the work of {model} " in text
     phases = [found for line in text.splitlines() if (found := MICROGRAPH.fullmatch(line))]
     assert len(phases) == 2
     # What the law of the simulator allows.
     assert all(50.0 < float(found[1]) < 85.0 and 2.0 < float(found[2]) < 9.0 for found in phases)
+    assert all(abs(float(found[3]) - float(found[5])) < 1.0 for found in phases)
+    assert re.search(r"cooling rate of 2 micrographs, read from the image alone: off by [\d.]+ of", text)
     last = ACCOUNTS.findall(text)[-1]
     assert [int(n) for n in last] == [36, 36, 0, 0, 0, 0]
     assert "map 30 of 30 points" in text
@@ -94,7 +99,8 @@ def test_simulated_frames(tmp_path: Path) -> None:
     """Also a second time in the same folder: what the first one left gives way."""
     results = tmp_path / "kept" / "results"
     results.mkdir(parents=True)
-    (results / "scan-0123.h5").touch()
+    for stream in ("scan", "sem"):
+        (results / f"{stream}-0123.h5").touch()
     (tmp_path / "kept" / "grainwatch.toml").write_text("# The configuration of grainwatch demo.\n")
     text = run(tmp_path, GRAINWATCH_DATA=str(tmp_path / "nowhere"))
     assert f"{tmp_path / 'nowhere' / 'laue' / 'Ge_blanc_0000.mccd.gz'} is absent" in text

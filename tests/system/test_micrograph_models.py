@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from testkit.bundles import redescribe
 from testkit.process import LONG_S, DaemonProcess, eventually
 
 from daemon.models.registry import Registry
 from grainwatch.commands.status import ask
 from grainwatch.messages import ChangeReport, MicrographResult
+from pipelines.engines.bundle import load_bundle
+from pipelines.engines.shipped import shipped_bundles
+from pipelines.micrograph.model_bundle import VQVAE
 from pipelines.results_files import ResultsFile, results_files
 
 pytest.importorskip("onnx", reason="onnx writes the networks")
@@ -63,8 +68,8 @@ def put_bytes(share: Path, number: int, content: bytes) -> None:
     hidden.rename(share / f"sem_{number:03d}.png")
 
 
-def models(folder: Path, do: str, **more: Any) -> str:
-    request = {"command": "models", "do": do, "name": NAME, "version": "2", "by": "the test", **more}
+def models(folder: Path, do: str, name: str = NAME, **more: Any) -> str:
+    request = {"command": "models", "do": do, "name": name, "version": "2", "by": "the test", **more}
     return str(ask(folder / "run" / "control.sock", request, LONG_S)["models"]["did"])
 
 
@@ -111,28 +116,41 @@ def test_micrographs_with_a_model(tmp_path: Path) -> None:
 
 
 def test_a_micrograph_model_is_tried_in_the_shadow_and_exchanged(tmp_path: Path) -> None:
-    share = tmp_path / "share"
-    share.mkdir()
     make_bundle(tmp_path / NAME)  # what the name means as long as no version is active
     make_bundle(tmp_path / "second", version=2)
-    config = CONFIG.format(folder=tmp_path).replace(f"{tmp_path}/bundle", NAME)
+    exchange(tmp_path, NAME, "1")
+
+
+@pytest.mark.parametrize("name", sorted(shipped_bundles(VQVAE)))
+def test_what_comes_along_is_shadowed_and_exchanged_under_its_own_stream(name: str, tmp_path: Path) -> None:
+    folder = shipped_bundles()[name]
+    shutil.copytree(folder, tmp_path / "second")
+    redescribe(tmp_path / "second", lambda description: description.update(version="2"))
+    exchange(tmp_path, name, load_bundle(folder).description.version)
+
+
+def exchange(tmp_path: Path, name: str, before: str) -> None:
+    """Try version 2 beside a model, exchange them, and see who answered."""
+    share = tmp_path / "share"
+    share.mkdir()
+    config = CONFIG.format(folder=tmp_path).replace(f"{tmp_path}/bundle", name)
     with DaemonProcess(tmp_path, config=config) as daemon, closing(Registry(tmp_path / "state")) as registry:
         registry.add(tmp_path / "second", "the test")
-        model = registry.find(NAME, "2")
+        model = registry.find(name, "2")
         daemon.start()
-        assert "computes 100 % of the frames in the shadow" in models(tmp_path, "shadow", share=1.0)
+        assert "computes 100 % of the frames in the shadow" in models(tmp_path, "shadow", name, share=1.0)
         put(share, 0, SIMULATOR.sample(900).image)
         eventually(lambda: registry.comparison_summary(model)["n"] == 1)
         (row,) = registry.comparisons(model)
         assert row.agree
         assert not row.error
-        models(tmp_path, "activate")
+        models(tmp_path, "activate", name)
         put(share, 1, SIMULATOR.sample(901).image)
         eventually(lambda: daemon.counts()["done"] == 2)
         assert daemon.stop() == 0
         assert daemon.audit() == []
     results, _ = stored(tmp_path)
-    assert {n: r.provenance.model.version for n, r in results.items()} == {0: "1", 1: "2"}
+    assert {n: r.provenance.model.version for n, r in results.items()} == {0: before, 1: "2"}
     # Fingerprints of another model are no neighbours.
     assert results[1].neighbours == ()
 

@@ -39,7 +39,7 @@ def test_every_bundle_that_comes_along_is_taken_whole(registry: Registry, state:
         model = registry.add(folder, "me@here", "for a test")
         described = load_bundle(folder)
         assert (model.name, model.version) == (described.description.name, described.description.version)
-        assert (model.kind, model.sha256) == ("laue-classes", described.sha256)
+        assert (model.kind, model.sha256) == (described.description.kind, described.sha256)
         assert (model.state, model.share) == ("candidate", 0.0)
         assert (model.added_by, model.note) == ("me@here", "for a test")
         assert abs(model.added - time.time()) < 60
