@@ -364,7 +364,7 @@ def add_network(
         training={**old.training, **training, "added_to": {"sha256": base.sha256, "version": old.version}},
         metrics={**old.metrics, **metrics},
         git_revision=git_revision(),
-        command=naming.command,
+        command=" && ".join(filter(None, (old.command, naming.command))),
     )
     if parts is not None:
         described = msgspec.structs.replace(described, **describe(parts))

@@ -164,7 +164,7 @@ def load_images(
     pairs = overlapping(images) if len(images) <= MOST_IMAGES else []
     about = {
         "synthetic": False,
-        "folder": folder.resolve().name,
+        "folder": _called(folder.resolve()),
         "images": len(images),
         "not_labelled": len(files) - len(set(files) & set(told.files)),
         "same_place": [[told.files[i], told.files[j]] for i, j in pairs if told.groups[i] != told.groups[j]],
@@ -227,6 +227,11 @@ def _read(
     if acquisition.pixel_size_um is None and pixel_size_um is not None:
         acquisition = replace(acquisition, pixel_size_um=pixel_size_um, source="--pixel-size-um")
     return prepared.filtered, acquisition, prepared.statistics.vector()
+
+
+def _called(folder: Path) -> str:
+    # "images" says nothing.
+    return folder.parent.name if folder.name == "images" and folder.parent.name else folder.name
 
 
 def _group(name: str, pattern: str) -> str:
