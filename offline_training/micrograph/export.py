@@ -281,8 +281,10 @@ class Prior:
         """Open it; see `Coder`."""
         self._engine = open_engine(network, EnginesTable(backend="onnxruntime", precision="fp32"))
 
-    def nats(self, codes: IntArray, conditions: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Return the nats (n, c) of codes (n, rows, columns) under each of c conditions."""
+    def nats(self, codes: IntArray, conditions: npt.NDArray[Any] | None) -> npt.NDArray[np.float64]:
+        """Return the nats (n, c) of codes (n, rows, columns) under each of c conditions, (n, 1) without."""
+        if conditions is None:
+            return self.log_likelihood(codes, None)[:, None]
         columns = []
         for condition in conditions:
             given = np.broadcast_to(condition, (len(codes), *condition.shape))

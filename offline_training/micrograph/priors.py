@@ -39,7 +39,7 @@ from offline_training.micrograph.generator import WEIGHTS, draw_codes
 from offline_training.micrograph.inverse import ConditionLaw
 from offline_training.micrograph.labels import Conditions
 from offline_training.micrograph.plots import plot_distributions, plot_reconstructions
-from offline_training.micrograph.references import CANDIDATES, Candidates, fit_parts
+from offline_training.micrograph.references import CANDIDATES, Candidates, Likelihood, fit_parts
 from offline_training.micrograph.sampling import CodeSampler
 from offline_training.micrograph.training import Encoding, train_pixelcnn
 from pipelines.engines.bundle import Bundle
@@ -112,13 +112,15 @@ def make_prior(
         network, coder.codes(known[some]), codes, None if given is None else torch.from_numpy(given)
     )
     candidates = None
+    likelihood: Likelihood | None = prior.nats
     remarks: list[str] = []
     if data.images.conditions is not None:
         try:
             candidates = Candidates.of(data.images.conditions, data.parts.trained_on, options.candidates)
         except ValueError as error:
+            # Codes cannot be weighed without a condition to weigh them under.
+            likelihood = None
             remarks.append(f"no posterior: {error}")
-    likelihood = None if candidates is None else prior.nats
     parts, found, more = fit_parts(data, lambda p: coder.read(p)[::-1], n_codes, likelihood, candidates)
     remarks += more
     drawn = _Drawn(data, CodeSampler(network), coder, options.drawn)

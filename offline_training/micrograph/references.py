@@ -39,8 +39,8 @@ _TRAINING_PATCHES: Final = 4000
 
 Reading = Callable[[ByteImage], tuple[AnyArray, AnyArray | None]]
 """From patches (n, side, side) to latents (n, d) and, of a VQ-VAE, codes (n, rows, columns)."""
-Likelihood = Callable[[AnyArray, AnyArray], npt.NDArray[np.float64]]
-"""From codes (n, rows, columns) and conditions (c, ...) to nats (n, c)."""
+Likelihood = Callable[[AnyArray, AnyArray | None], npt.NDArray[np.float64]]
+"""From codes (n, rows, columns) and conditions (c, ...) to nats (n, c); (n, 1) without conditions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,11 +107,12 @@ def image_features(
     for number in images:
         latents, codes = read(data.patches(np.array([number]))[0])
         nats, condition = None, -1
-        if likelihood is not None and candidates is not None and codes is not None:
+        if likelihood is not None and codes is not None:
             some = regular_subset(len(codes), POSTERIOR_PATCHES)
-            nats = likelihood(codes[some], candidates.inputs)
-            given = data.conditions(np.array([number]))
-            condition = -1 if given is None else candidates.nearest(given[0])
+            nats = likelihood(codes[some], None if candidates is None else candidates.inputs)
+        given = data.conditions(np.array([number]))
+        if candidates is not None and given is not None:
+            condition = candidates.nearest(given[0])
         found.append(ImageFeatures(latents, codes, nats, data.images.groups[number], condition))
     return found
 

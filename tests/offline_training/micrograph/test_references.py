@@ -38,9 +38,11 @@ def _read(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return quarters.astype(np.float32), codes
 
 
-def _likelihood(codes: np.ndarray, conditions: np.ndarray) -> np.ndarray:
-    """Nats that know the law: brighter under slow cooling."""
+def _likelihood(codes: np.ndarray, conditions: np.ndarray | None) -> np.ndarray:
+    """Nats that know the law, brighter under slow cooling; without conditions, the middle of it."""
     seen = codes.mean((1, 2))[:, None]
+    if conditions is None:
+        return -((seen - 9.0) ** 2)
     return -((seen - (9.5 - 0.3 * conditions[:, 0])) ** 2)
 
 
@@ -88,6 +90,17 @@ def test_parts_judge_images_of_their_kind_and_come_back_from_a_bundle() -> None:
     described = describe(parts)
     assert described["decision"]["codebook"] == 16
     assert pack(parts)["reference.npz"]
+
+
+def test_codes_are_weighed_without_conditions_too() -> None:
+    parts, _, remarks = fit_parts(_data(), _read, 16, _likelihood)
+    assert remarks == []
+    assert parts.posterior is None
+    assert parts.novelty is not None
+    assert parts.novelty.weighs_codes
+    latents, codes = _read(np.random.default_rng(0).integers(0, 255, (6, PATCH, PATCH)).astype(np.uint8))
+    judged = parts.novelty.judge(ImageFeatures(latents, codes, _likelihood(codes, None)))
+    assert judged.bits_per_code == pytest.approx(-_likelihood(codes, None).mean() / 16 / np.log(2))
 
 
 def test_few_images_count_as_several_and_that_is_said() -> None:
