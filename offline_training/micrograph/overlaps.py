@@ -5,6 +5,7 @@ Files of one session often overlap, and their names seldom say so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -22,6 +23,8 @@ _SHADING_PX = 8.0
 _LEAST_SHARE = 0.25
 _ALIKE = 0.5
 """Unrelated micrographs of steel reach 0.35, overlapping ones 0.58 to 0.82."""
+_SIGMAS = 6.0
+"""What few and coarse structures reach by chance, over all shifts, stays below so many deviations."""
 
 
 def overlapping(images: Sequence[ByteImage]) -> list[tuple[int, int]]:
@@ -51,6 +54,11 @@ def overlapping(images: Sequence[ByteImage]) -> list[tuple[int, int]]:
     rows, columns = (2 * max(image.shape[axis] for image in small) for axis in (0, 1))
     shape = (fft.next_fast_len(rows, real=True), fft.next_fast_len(columns, real=True))
     spectra = [fft.rfft2(image, shape) for image in small]
+    # Bartlett: a correlation over n pixels deviates by √(Σ ρ² / n) by chance, ρ of an image with itself.
+    grain = [
+        math.sqrt(float(np.square(fft.irfft2(np.square(np.abs(f)), shape) / one.size).sum()))
+        for f, one in zip(spectra, small, strict=True)
+    ]
     shared = {size: fft.rfft2(np.ones(size, np.float32), shape) for size in {image.shape for image in small}}
     areas: dict[tuple[tuple[int, ...], tuple[int, ...]], FloatImage] = {}
     found = []
@@ -61,8 +69,10 @@ def overlapping(images: Sequence[ByteImage]) -> list[tuple[int, int]]:
                 area = np.rint(fft.irfft2(shared[sizes[0]] * shared[sizes[1]].conj(), shape))
                 least = _LEAST_SHARE * min(one.size, other.size)
                 areas[sizes] = np.where(area >= least, area, np.inf).astype(np.float32)
-            alike = fft.irfft2(spectra[i] * spectra[j].conj(), shape) / areas[sizes]
-            if float(alike.max()) > _ALIKE:
+            area = areas[sizes]
+            alike = fft.irfft2(spectra[i] * spectra[j].conj(), shape) / area
+            by_chance = _SIGMAS * math.sqrt(grain[i] * grain[j]) / np.sqrt(area)
+            if np.any(alike > np.maximum(by_chance, _ALIKE)):
                 found.append((j, i))
     return found
 
