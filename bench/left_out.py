@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bench.micrographs import ONE_THREAD, TAKEN
+from bench.micrograph_models import ONE_THREAD, TAKEN
 from bench.report import Report
 from pipelines.micrograph.analysis import MicrographAnalysis
 from pipelines.micrograph.networks import MicrographModel

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.daemon import WORKERS, Run, check, measured
-from bench.micrographs import BUNDLES, SYNTHETIC
+from bench.micrograph_models import BUNDLES, SYNTHETIC
 from bench.report import Report
 from daemon.demo.station import free_ports
 from grainwatch.messages import MicrographResult
