@@ -41,17 +41,11 @@ BENCHES = (
     Bench("ledger", "bench.ledger", "frames a second that the ledger holds"),
     Bench("daemon", "bench.daemon", "frames a second through a real daemon", cores=2),
     Bench("exchange", "bench.exchange", "models swapped and shadowed under a detector", cores=2),
-    Bench(
-        "micrographs",
-        "bench.micrographs",
-        "micrographs: codes, conditions, strangers, alarm; time of an image",
-    ),
-    Bench(
-        "micrograph-stream", "bench.micrograph_stream", "micrographs a second through a real daemon", cores=2
-    ),
-    Bench(
-        "left-out", "bench.left_out", "process conditions that a model was never shown (trains some)", cores=2
-    ),
+    Bench("micrographs", "bench.micrographs", "codes of held-out micrographs, and time of an image"),
+    Bench("judgement", "bench.micrograph_judgement", "process conditions, strangers, drift alarm"),
+    Bench("drawing", "bench.micrograph_drawing", "micrographs that are drawn, as distributions (torch)"),
+    Bench("micrograph-stream", "bench.micrograph_stream", "micrographs a second through a daemon", cores=2),
+    Bench("left-out", "bench.left_out", "conditions that a model was never shown (torch; trains)", cores=2),
     Bench("start", "bench.start", "from the start of a daemon until it is ready", cores=2),
 )
 """A new benchmark is one module here and one line in this list; they run in this order."""
