@@ -174,7 +174,8 @@ class Station:
 
     def true_rate(self, frame: int) -> float:
         """Return the ln(cooling rate) that a micrograph was made with."""
-        return MicrographSimulator(seed=self._seed).condition(frame).ln_cooling_rate
+        # areaDetector counts arrays from 1.
+        return MicrographSimulator(seed=self._seed).condition(frame - 1).ln_cooling_rate
 
     def subscribe(self) -> ResultStream:
         """Wait for the daemon and return its results from now on; nothing of a later detector is missed."""
