@@ -16,6 +16,7 @@ import torch
 from offline_training.export import git_revision
 from offline_training.loop import Progress
 from offline_training.micrograph.baselines import code_bytes, pooled
+from offline_training.micrograph.crops import side_by_side
 from offline_training.micrograph.data import Data, DataRequest, load_data
 from offline_training.micrograph.export import (
     Coder,
@@ -33,7 +34,9 @@ from offline_training.micrograph.vae import Vae
 from offline_training.micrograph.vqvae import VqVae
 from pipelines.engines.bundle import SCHEMA, Bundle, BundleError, Description, load_bundle, write_bundle
 from pipelines.engines.choice import open_engine
+from pipelines.micrograph.matching import ReferenceHistogram
 from pipelines.micrograph.model_bundle import DECODER, FURTHER_VAE, VAE, VQVAE, BundleParts, describe, pack
+from pipelines.micrograph.synthetic import MicrographSimulator
 
 ByteImage = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int64]
@@ -44,6 +47,8 @@ EVALUATION: Final = "evaluation.json"
 _SAFE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 _JUDGED_PATCHES: Final = 1500
 _TYPICAL_CODES: Final = 16
+_SELF_TEST_SEED: Final = 1_000_003
+_TYPICAL_OF: Final = 200
 
 
 @dataclass(frozen=True)
@@ -113,8 +118,9 @@ def make_vqvae(request: Request, out: Path, watching: Watching | None = None) ->
     seed = request.settings.seed
     model, trained = train_vqvae(data.crops(seed), request.settings, out / CHECKPOINT, watching.progress)
     patches, of = judged_patches(data)
-    encoder, margin = export_encoder(model, patches)
-    decoder = export_decoder(model, codes_of(model, patches[:8]))
+    tested = self_test_patches(data)
+    encoder, margin = export_encoder(model, tested)
+    decoder = export_decoder(model, codes_of(model, tested[:8]))
     base = in_memory(VQVAE, encoder, {DECODER: decoder})
     coder = Coder(base)
     codes, latents = coder.read(patches)
@@ -189,7 +195,7 @@ def make_vae(
     seed = request.settings.seed
     model, trained = train_vae(data.crops(seed), request.settings, out / CHECKPOINT, watching.progress)
     patches, of = judged_patches(data)
-    exported = export_means(model, patches)
+    exported = export_means(model, self_test_patches(data))
     means = Means(in_memory(VAE, exported, {}))
     training_patches, _ = data.patches(data.parts.trained_on)
     figures, seen = vae_figures(model, patches, training_patches)
@@ -240,6 +246,18 @@ def judged_patches(data: Data) -> tuple[ByteImage, IntArray]:
     patches, of = data.patches(data.parts.judged)
     some = np.linspace(0, len(patches) - 1, min(len(patches), _JUDGED_PATCHES)).astype(np.int64)
     return patches[some], of[some]
+
+
+def self_test_patches(data: Data) -> ByteImage:
+    """Return patches that the self-tests of networks are made of: synthetic ones, in the greys of the data.
+
+    A bundle shows nothing of the images that it was made of, so that it can be passed on.
+    """
+    simulator = MicrographSimulator(shape=(4 * data.patch_px, 4 * data.patch_px), seed=_SELF_TEST_SEED)
+    trained = [data.seen[i] for i in data.parts.trained_on]
+    greys = ReferenceHistogram.typical(trained[:_TYPICAL_OF])
+    images = [greys.match(sample.image) for sample in simulator.samples(0, 16)]
+    return side_by_side(images, data.patch_px)[0]
 
 
 def conditions_of(data: Data, patches: int) -> dict[str, Any]:

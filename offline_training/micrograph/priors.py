@@ -22,6 +22,7 @@ from offline_training.micrograph.bundles import (
     in_memory,
     judged_patches,
     record_of,
+    self_test_patches,
     write_evaluation,
 )
 from offline_training.micrograph.data import Data, load_data
@@ -33,7 +34,7 @@ from offline_training.micrograph.evaluation import (
     measure_patches,
     table_rows,
 )
-from offline_training.micrograph.export import Coder, Prior, export_prior, pack_prior
+from offline_training.micrograph.export import SELF_TEST_ROWS, Coder, Prior, export_prior, pack_prior
 from offline_training.micrograph.figures import pixelcnn_figures
 from offline_training.micrograph.generator import WEIGHTS, draw_codes
 from offline_training.micrograph.inverse import ConditionLaw
@@ -104,7 +105,8 @@ def make_prior(
     patches, of = judged_patches(data)
     codes = coder.codes(patches)
     given = data.conditions(of)
-    exported = export_prior(network, codes, given)
+    tested = coder.codes(self_test_patches(data)[: min(SELF_TEST_ROWS, len(patches))])
+    exported = export_prior(network, tested, None if given is None else given[: len(tested)])
     prior = Prior(in_memory("", exported, {}))
     known, _ = data.patches(data.parts.trained_on)
     some = np.linspace(0, len(known) - 1, min(len(known), _BASELINE_PATCHES)).astype(np.int64)

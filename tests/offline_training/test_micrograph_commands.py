@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import shutil
@@ -16,9 +17,11 @@ from typer.testing import CliRunner
 from grainwatch.config import ConfigError
 from offline_training.commands import app
 from offline_training.commands.generate import app as generate_app
+from offline_training.micrograph.images import load_images
 from pipelines.engines.bundle import load_bundle
 from pipelines.engines.choice import open_engine
 from pipelines.micrograph.model_bundle import read_parts
+from pipelines.micrograph.preparation import PreparationParameters
 from pipelines.micrograph.synthetic import MicrographSimulator
 
 NO_TORCH = "torch is absent: pip install 'grainwatch[training]'"
@@ -99,6 +102,11 @@ def test_the_bundles_hold_what_they_say_and_each_part_passes_its_test(made: Path
     assert len(found.posterior.candidates) == 3
     # Pixel size is what was said for images that say nothing.
     assert found.domain.pixel_size_um == (0.25, 0.25)
+    # Self-tests are made of images that nobody took.
+    patches = np.load(io.BytesIO(last.file("selftest.npz")))["image"][:, 0].astype(np.uint8)
+    for image in load_images(str(made / "images"), PreparationParameters(patch_px=32)).images:
+        corners = np.lib.stride_tricks.sliding_window_view(image, (4, 4))
+        assert not any(np.any(np.all(corners == patch[:4, :4], axis=(2, 3))) for patch in patches)
 
 
 def test_figures_are_printed_beside_their_baselines_and_drawn(made: Path) -> None:

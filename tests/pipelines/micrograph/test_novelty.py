@@ -57,6 +57,13 @@ def learnt(rng: np.random.Generator, level: float = 0.05) -> NoveltyReference:
     )
 
 
+def test_what_is_kept_of_held_out_images_shows_nothing_of_them(reference: NoveltyReference) -> None:
+    assert reference.held_out.codes is not None
+    for codes in reference.held_out.codes:
+        flat = codes.reshape(len(codes), -1)
+        np.testing.assert_array_equal(flat, np.sort(flat, axis=1))
+
+
 @settings(max_examples=50)
 @given(st.integers(0, 2**31), st.integers(2, 40))
 def test_divergence_is_that_of_scipy(seed: int, n: int) -> None:
