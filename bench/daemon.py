@@ -22,8 +22,8 @@ from bench.frames import Recipe, frames
 from bench.patterns import GEOMETRY_C
 from bench.report import Report
 from bench.rig import counts, process, wait_until, write_config
-from grainwatch.messages import AnyResult, LaueResult
-from pipelines.results_files import read_results, results_files
+from grainwatch.messages import AnyResult, LaueResult, MicrographResult
+from pipelines.results_files import ResultsFile, results_files
 
 WORKERS = 2
 ASKED_HZ = 12.0
@@ -191,7 +191,10 @@ def measured(place: Path, detector_arguments: Sequence[str], seconds: float, *, 
         if front.wait(30):
             raise RuntimeError((place / "daemon.txt").read_text())
     (path,) = results_files(place / "results")
-    run.results = list(read_results(path))
+    with ResultsFile(path) as file:
+        run.results = [
+            found for found in file.messages() if isinstance(found, (LaueResult, MicrographResult))
+        ]
     inside = [r for r in run.results if begin <= r.times.received and r.times.published <= end]
     run.latency_s = np.array([r.times.published - r.times.received for r in inside])
     run.compute_s = np.array([1e-3 * r.compute_ms for r in inside])
