@@ -33,6 +33,8 @@ status=0
 for flavour in $flavours; do
   for precision in fp32 fp16 int8; do
     for bundle in "$@"; do
+      # Codes of micrographs are whole numbers: in 8 bits they are others.
+      if [ "$precision" = int8 ] && grep -q '"kind": "micrograph-' "$bundle/bundle.json" 2>/dev/null; then continue; fi
       "$python" -m grainwatch engine build "$bundle" --flavour "$flavour" --precision "$precision" --again --json ||
         status=1
     done

@@ -148,19 +148,22 @@ def _alarm(report: Report, name: str, known: _Judged, strange: dict[str, _Judged
             if watch.alarm:
                 continue  # false, and counted above
             needed.append(_until_seen(watch, judged, rng))
+        missed = sum(steps > _AT_MOST for steps in needed)
         report.add(
             f"{name}: images until a change to {kind} is seen, 95 % of the trials",
-            float(np.quantile(needed, 0.95)),
+            float(np.quantile(needed, 0.95, method="higher")) if needed else math.nan,
             at_most=20,
             conditions=f"{len(needed)} streams, after {_BEFORE} images of the known kind; median"
-            f" {np.median(needed):.0f}; once in {_BETWEEN_ALARMS:g} images by chance",
+            f" {np.median(needed) if needed else math.nan:.0f}; {missed} had not seen it after {_AT_MOST};"
+            f" once in {_BETWEEN_ALARMS:g} images by chance",
             data={"needed": needed},
         )
 
 
 def _until_seen(watch: StreamWatch, judged: _Judged, rng: np.random.Generator) -> int:
+    """Return after how many images a change is seen, more than `_AT_MOST` where it is not."""
     for step, number in enumerate(rng.integers(0, len(judged.results), _AT_MOST), start=1):
         watch.take(judged.results[number])
         if watch.alarm:
             return step
-    return _AT_MOST
+    return _AT_MOST + 1

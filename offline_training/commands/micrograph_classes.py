@@ -20,6 +20,7 @@ from offline_training.commands.micrographs import (
     Label,
     MedianPx,
     Minutes,
+    Overlaps,
     PatchPx,
     Recipe,
     Set,
@@ -38,6 +39,7 @@ def micrograph_classes(
     patch_px: PatchPx = 128,
     median_px: MedianPx = 3,
     as_they_are: AsTheyAre = False,
+    overlaps: Overlaps = True,
     recipe: Recipe = "",
     set_: Set = None,
     steps: Steps = 1000,
@@ -72,6 +74,7 @@ def micrograph_classes(
             patch_px=patch_px,
             median_px=median_px,
             turned=not as_they_are,
+            overlaps=overlaps,
             seed=seed,
         )
         settings = TrainingSettings(

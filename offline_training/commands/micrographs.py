@@ -51,6 +51,9 @@ PhaseName = Annotated[str, typer.Option("--phase", help="Phase that is measured:
 AsTheyAre = Annotated[
     bool, typer.Option("--as-they-are", help="Do not mirror and turn crops: a direction means something.")
 ]
+Overlaps = Annotated[
+    bool, typer.Option("--overlaps/--no-overlaps", help="Take images of the same place as one group.")
+]
 Recipe = Annotated[str, typer.Option("--recipe", help="By name; the first one of the kind by default.")]
 Set = Annotated[
     list[str] | None,
@@ -79,6 +82,7 @@ def vqvae(
     match: Match = False,
     phase: PhaseName = "bright",
     as_they_are: AsTheyAre = False,
+    overlaps: Overlaps = True,
     recipe: Recipe = "",
     set_: Set = None,
     steps: Steps = 2000,
@@ -125,6 +129,7 @@ def vae(
     match: Match = False,
     phase: PhaseName = "bright",
     as_they_are: AsTheyAre = False,
+    overlaps: Overlaps = True,
     recipe: Recipe = "",
     set_: Set = None,
     steps: Steps = 2000,
@@ -170,6 +175,7 @@ def pixelcnn(
     held_out: HeldOut = None,
     pixel_size_um: PixelSize = None,
     as_they_are: AsTheyAre = False,
+    overlaps: Overlaps = True,
     candidates: Annotated[
         int, typer.Option("--candidates", min=2, max=24, help="Conditions to weigh over a range of a number.")
     ] = 7,
@@ -244,6 +250,7 @@ def _request(kind: Kind, given: dict[str, Any], base: Any = None) -> Any:
         match=given.get("match", False),
         phase=phase,
         turned=not given["as_they_are"],
+        overlaps=given["overlaps"],
         seed=given["seed"],
     )
     settings = TrainingSettings(
@@ -263,6 +270,9 @@ def _request(kind: Kind, given: dict[str, Any], base: Any = None) -> Any:
 def _command(kind: Kind, given: dict[str, Any]) -> str:
     words = ["grainwatch", "train", kind]
     for name, value in given.items():
+        if name == "overlaps":
+            words += [] if value else ["--no-overlaps"]
+            continue
         if value is None or value is False or value == "" or (name == "into" and kind == "pixelcnn"):
             continue
         option = "--" + name.rstrip("_").replace("_", "-")

@@ -77,6 +77,7 @@ def compare_classes(
         labels=request.labels,
         wanted=request.wanted,
         group=request.group,
+        overlaps=request.overlaps,
         seed=request.seed,
     )
     if images.conditions is None or not images.conditions.classes:

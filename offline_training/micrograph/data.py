@@ -44,6 +44,8 @@ class DataRequest:
     phase : str
     turned : bool
         Whether crops are mirrored and turned.
+    overlaps : bool
+        Whether images that show the same place become one group.
     seed : int
         Of who is held out, and of synthetic images.
     """
@@ -59,6 +61,7 @@ class DataRequest:
     match: bool = False
     phase: Phase = "bright"
     turned: bool = True
+    overlaps: bool = True
     seed: int = 0
 
 
@@ -174,6 +177,7 @@ def load_data(request: DataRequest, base: Bundle | None = None) -> Data:
         wanted=request.wanted,
         group=request.group,
         pixel_size_um=request.pixel_size_um,
+        overlaps=request.overlaps,
         seed=request.seed,
     )
     if base is None or told is None:

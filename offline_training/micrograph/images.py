@@ -80,10 +80,13 @@ class ImageSet:
     @property
     def remarks(self) -> list[str]:
         """What whoever trains on them should know."""
-        return [
+        remarks = [
             f"{one} and {other} show the same place: they are taken as one group"
             for one, other in self.about.get("same_place", ())
         ]
+        if not self.about.get("compared_for_overlaps", True):
+            remarks.append("not looked for images that show the same place: groups have to tell them apart")
+        return remarks
 
     def digests(self, images: IntArray) -> list[str]:
         """Return short hashes of some images: the same image under another name is known by it."""
@@ -105,6 +108,7 @@ def load_images(
     wanted: Sequence[str] = (),
     group: str = "",
     pixel_size_um: float | None = None,
+    overlaps: bool = True,
     seed: int = 0,
 ) -> ImageSet:
     """Read what ``--images`` names.
@@ -122,6 +126,8 @@ def load_images(
         Regular expression: what it finds in a file's name is its group.
     pixel_size_um : float, optional
         Of images that do not say it.
+    overlaps : bool
+        Whether images that show the same place become one group; of more than `MOST_IMAGES` none do.
     seed : int
         Of synthetic images.
 
@@ -161,12 +167,14 @@ def load_images(
         images.append(image)
         acquisitions.append(acquisition)
         statistics.append(numbers)
-    pairs = overlapping(images) if len(images) <= MOST_IMAGES else []
+    compared = overlaps and len(images) <= MOST_IMAGES
+    pairs = overlapping(images) if compared else []
     about = {
         "synthetic": False,
         "folder": _called(folder.resolve()),
         "images": len(images),
         "not_labelled": len(files) - len(set(files) & set(told.files)),
+        "compared_for_overlaps": compared,
         "same_place": [[told.files[i], told.files[j]] for i, j in pairs if told.groups[i] != told.groups[j]],
     }
     return ImageSet(
@@ -230,8 +238,9 @@ def _read(
 
 
 def _called(folder: Path) -> str:
-    # "images" says nothing.
-    return folder.parent.name if folder.name == "images" and folder.parent.name else folder.name
+    # "images" says nothing; a home folder says too much.
+    above = folder.parent
+    return above.name if folder.name == "images" and above.name and above != Path.home() else folder.name
 
 
 def _group(name: str, pattern: str) -> str:
@@ -286,10 +295,11 @@ def part_images(images: ImageSet, held_out: Sequence[str] = (), seed: int = 0) -
     """
     groups = images.groups
     known = sorted(set(groups))
+    why = f" ({'; '.join(images.remarks[:3])}; --no-overlaps leaves groups as told)" if images.remarks else ""
     if len(known) < 2:
         raise ValueError(
             f"all images are of one group ({known[0]}): nothing could be held out; give images of another"
-            " source, or a group column that tells them apart"
+            f" source, or a group column that tells them apart{why}"
         )
     classes = None
     if images.conditions is not None and images.conditions.classes:
@@ -297,7 +307,9 @@ def part_images(images: ImageSet, held_out: Sequence[str] = (), seed: int = 0) -
     if held_out:
         absent = sorted(set(held_out) - set(known))
         if absent:
-            raise ValueError(f"--held-out {absent[0]}: no such group; groups are {', '.join(known[:12])}")
+            raise ValueError(
+                f"--held-out {absent[0]}: no such group; groups are {', '.join(known[:12])}{why}"
+            )
         outside = set(held_out)
         if outside == set(known):
             raise ValueError("--held-out names all groups: none is left to train on")

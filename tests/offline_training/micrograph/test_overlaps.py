@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from offline_training.micrograph.images import load_images
+from offline_training.micrograph.images import load_images, part_images
 from offline_training.micrograph.overlaps import MOST_IMAGES, joined, overlapping
 from pipelines.micrograph.preparation import PreparationParameters
 from pipelines.micrograph.synthetic import MicrographSimulator
@@ -26,6 +27,28 @@ def test_pairs_that_share_enough_are_found_whatever_their_sizes() -> None:
     ]
     assert overlapping(crops) == [(0, 1), (0, 3), (1, 3)]
     assert overlapping(crops[:1]) == overlapping([]) == []
+
+
+def test_what_is_burned_into_all_pictures_makes_no_overlap() -> None:
+    pale = [
+        (110 + (sample.image.astype(np.float64) - 128) * 0.15).astype(np.uint8)
+        for sample in MicrographSimulator(seed=5).samples(0, 4)
+    ]
+    for image in pale:
+        image[-40:-28, 20:150] = 255  # a scale bar, and something like a text
+        image[-25:-10, 20:150:6] = 255
+    assert overlapping(pale) == []
+    assert overlapping([pale[0], pale[1], pale[0]]) == [(0, 2)]
+
+
+def test_images_of_very_different_sizes_take_no_memory() -> None:
+    huge = np.zeros((6000, 8000), np.uint8)
+    huge[2800:3312, 3800:4312] = WIDE[:, :512]
+    some = [huge, *(WIDE[: 480 + i, : 500 + i] for i in range(6))]
+    tracemalloc.start()
+    overlapping(some)
+    assert tracemalloc.get_traced_memory()[1] < 200e6
+    tracemalloc.stop()
 
 
 def test_one_grey_overlaps_with_nothing() -> None:
@@ -50,5 +73,10 @@ def test_files_of_one_place_are_one_group(tmp_path: Path) -> None:
     found = load_images(str(tmp_path), PreparationParameters())
     assert found.groups == ("a.png", "a.png", "c.png")
     assert found.remarks == ["a.png and b.png show the same place: they are taken as one group"]
+    told = load_images(str(tmp_path), PreparationParameters(), overlaps=False)
+    assert told.groups == ("a.png", "b.png", "c.png")
+    assert "not looked for images that show the same place" in told.remarks[0]
+    with pytest.raises(ValueError, match=r"b.png: no such group; .*a.png and b.png show the same place"):
+        part_images(found, ["b.png"])
     # Those of one group need no word.
     assert load_images(str(tmp_path), PreparationParameters(), group="[a-z]$|png").remarks == []

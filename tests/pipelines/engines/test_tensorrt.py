@@ -30,7 +30,7 @@ from pipelines.engines.flavours import EngineError, flavour_of
 from pipelines.engines.onnxruntime_engine import OnnxEngine
 from pipelines.engines.plan_cache import locked
 from pipelines.engines.plans import Batch
-from pipelines.engines.selftest import read_self_test
+from pipelines.engines.selftest import prove, read_self_test
 from pipelines.engines.shipped import shipped_bundles
 from pipelines.engines.tensorrt_engine import TensorrtEngine, capacity_for, parts
 
@@ -357,7 +357,7 @@ def test_capacity() -> None:
 # On a real card.
 
 
-@pytest.mark.parametrize("name", sorted(shipped_bundles()))
+@pytest.mark.parametrize("name", sorted(shipped_bundles("laue-classes")))
 def test_a_real_card_answers_as_onnxruntime_does(name: str, tmp_path: Path) -> None:
     cuda = probe()
     if lack := cuda.lacks(RTX.needs_cuda):
@@ -373,6 +373,15 @@ def test_a_real_card_answers_as_onnxruntime_does(name: str, tmp_path: Path) -> N
                 peer.run({"features": x})["probability"],
                 atol=1e-3,
             )
+
+
+@pytest.mark.parametrize("name", sorted(shipped_bundles("micrograph-vqvae")))
+def test_a_real_card_passes_the_tests_of_all_networks_of_micrographs(name: str, tmp_path: Path) -> None:
+    cuda = probe()
+    if lack := cuda.lacks(RTX.needs_cuda):
+        pytest.skip(f"no GPU for TensorRT: {lack}")
+    for network in load_bundle(shipped_bundles()[name]).networks():
+        prove(TensorrtEngine(network, RTX, cuda, batch=BATCH, folder=tmp_path), network)
 
 
 def test_the_script_for_cards_says_what_is_lacking() -> None:
