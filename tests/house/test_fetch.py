@@ -125,7 +125,7 @@ def test_a_broken_wheel_is_named(manifest: Path, wheels: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"\x1f\x8b", gzip.compress(b"other", mtime=0), gzip.compress(FRAME)[:-9]]
+    "damage", [b"", b"\x1f\x8b", gzip.compress(b"other", mtime=0), gzip.compress(FRAME, mtime=0)[:-9]]
 )
 def test_a_damaged_file_is_replaced(manifest: Path, wheels: Path, tmp_path: Path, damage: bytes) -> None:
     target = tmp_path / "data"
