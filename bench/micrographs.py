@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import msgspec
@@ -32,7 +34,7 @@ from pipelines.files import open_images
 from pipelines.micrograph.analysis import ImageAnalysis, MicrographAnalysis, MicrographSettings
 from pipelines.micrograph.model_bundle import FURTHER_VAE, PIXELS_PER_CODE, PRIOR
 from pipelines.micrograph.networks import MicrographModel
-from pipelines.micrograph.synthetic import MicrographSimulator
+from pipelines.micrograph.synthetic import STRUCTURES, MicrographSimulator
 
 _COUNTED_IMAGES = 190
 """Whose codes the baselines of the PixelCNN are counted in: about 3000 patches."""
@@ -47,6 +49,7 @@ def rows(report: Report) -> None:
     _real_codes(report, superalloy)
     for bundle in (synthetic, superalloy):
         _time(report, bundle)
+    _made(report)
 
 
 def _codes(report: Report, bundle: Bundle, images: list[ByteImage], said: str) -> None:
@@ -156,5 +159,24 @@ def _time(report: Report, bundle: Bundle) -> None:
             "ms",
             at_most=most,
             conditions=f"512 x 512 px of 8 bits, 16 patches, {networks}, one core, median of {len(times)}",
+            data={"times_s": times},
+        )
+
+
+def _made(report: Report) -> None:
+    for structure in STRUCTURES:
+        simulator = MicrographSimulator(seed=report.seed, structure=structure)
+        numbers = itertools.count()
+
+        def once(simulator: MicrographSimulator = simulator, numbers: Iterator[int] = numbers) -> object:
+            return simulator.sample(next(numbers))
+
+        times = repetitions_s(once, report.scale(full=20, quick=3))
+        report.add(
+            f"synthetic micrograph made: {structure}",
+            1e3 * float(np.median(times)),
+            "ms",
+            at_most=100.0,
+            conditions=f"512 x 512 px, one core, median of {len(times)}",
             data={"times_s": times},
         )

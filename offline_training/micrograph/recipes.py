@@ -13,6 +13,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "weight_decay": (0.0, 1.0),
     "batch": (2, 4096),
     "beta": (0.0, 1000.0),
+    "morphology": (0.0, 1000.0),
     "warm_up": (0, 1_000_000),
     "codes": (2, 6000),
     "width": (1, 1024),
@@ -86,7 +87,15 @@ class Recipe:
         return {"kind": self.kind, "recipe": self.name, **switches, **self.values}
 
 
-_VQ: Final = {"learning_rate": 1e-3, "batch": 32, "beta": 0.25, "codes": 512, "width": 128}
+# Errors of phases have no weight unless somebody gives them one: not every micrograph has two phases.
+_VQ: Final = {
+    "learning_rate": 1e-3,
+    "batch": 32,
+    "beta": 0.25,
+    "morphology": 0.0,
+    "codes": 512,
+    "width": 128,
+}
 
 RECIPES: Final[dict[Kind, dict[str, Recipe]]] = {
     "vae": {

@@ -17,6 +17,7 @@ from offline_training.loop import LossOf, Progress, fit
 from offline_training.micrograph.crops import CropDraw
 from offline_training.micrograph.pixelcnn import PixelCnn, PixelSizes
 from offline_training.micrograph.recipes import Kind, Recipe
+from offline_training.micrograph.soft_morphology import brought_in
 from offline_training.micrograph.vae import Vae, VaeSizes, warmed_up
 from offline_training.micrograph.vqvae import VqSizes, VqVae, to_pixels
 
@@ -98,6 +99,7 @@ def train_vqvae(
         model.codebook.revive_below = recipe["revive_below"]
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        model.morphology = recipe["morphology"] * brought_in(step, settings.steps)
         found = model.loss(_pixels(crops, step, recipe))
         return found.total, {
             "reconstruction": found.reconstruction,

@@ -15,6 +15,8 @@ from typing import Final
 import torch
 from torch import nn
 
+from offline_training.micrograph.soft_morphology import morphology_error
+
 PIXELS_PER_CODE: Final = 8
 """Side of the square that one code stands for."""
 
@@ -260,6 +262,7 @@ class VqVae(nn.Module):
         ema: bool = True,
         beta: float = 0.25,
         variance: float = 1.0,
+        morphology: float = 0.0,
     ) -> None:
         """Begin with random weights (Glorot & Bengio, AISTATS 2010, as the paper's program does).
 
@@ -273,6 +276,8 @@ class VqVae(nn.Module):
         variance : float
             Of the pixels: squared errors are taken in shares of it. Without that, the commitment outweighs
             the picture of a micrograph of little contrast, and the encoder learns to say nothing.
+        morphology : float
+            Weight of errors in phase fraction and boundaries beside those in pixels; see `soft_morphology`.
 
         Raises
         ------
@@ -283,7 +288,7 @@ class VqVae(nn.Module):
         if not variance > 0.0:
             raise ValueError(f"variance of the pixels {variance:g}: expected more than 0")
         self.sizes = sizes or VqSizes()
-        self.beta, self.variance = beta, variance
+        self.beta, self.variance, self.morphology = beta, variance, morphology
         self.encoder = Encoder(self.sizes)
         self.codebook = Codebook(self.sizes.codes, self.sizes.width, ema=ema)
         self.decoder = Decoder(self.sizes)
@@ -335,8 +340,11 @@ class VqVae(nn.Module):
             revived = book.follow(flat, codes.flatten()) if self.training and book.ema else 0
         seen = self.decoder(passed).float()
         reconstruction = nn.functional.mse_loss(seen, x)
+        total = total + reconstruction / self.variance
+        if self.morphology > 0.0:
+            total = total + self.morphology * morphology_error(seen, x)
         return VqLoss(
-            total=total + reconstruction / self.variance,
+            total=total,
             reconstruction=float(reconstruction.detach()),
             commitment=float(commitment.detach()),
             perplexity=perplexity(torch.bincount(codes.flatten(), minlength=self.sizes.codes)),

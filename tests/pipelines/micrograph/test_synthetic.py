@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -152,15 +151,3 @@ def test_structures_that_pixels_cannot_show_are_refused() -> None:
         two_phases("particles", (8, 8), 3.0, 0.97, rng)
     with pytest.raises(ValueError, match="expected a fraction"):
         two_phases("labyrinth", (8, 8), 10.0, 1.0, rng)
-
-
-@pytest.mark.parametrize("structure", STRUCTURES)
-def test_an_image_of_512_pixels_is_made_quickly(structure: Structure) -> None:
-    simulator = MicrographSimulator(structure=structure)
-    simulator.sample(0)
-    times = []
-    for number in range(4):
-        start = time.process_time()
-        simulator.sample(number)
-        times.append(time.process_time() - start)
-    assert min(times) < 0.1
