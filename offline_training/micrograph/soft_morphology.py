@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 import torch
 
 from pipelines.micrograph.otsu import otsu
@@ -24,14 +25,19 @@ _SLOPE: Final = 0.2
 def thresholds_of(pixels: torch.Tensor) -> torch.Tensor:
     """Return Otsu's threshold of each patch, (n,), for pixels (n, 1, rows, columns) from −1 to 1.
 
-    It lies halfway between the last dark grey and the first bright one.
+    It lies halfway between the brightest dark grey and the darkest bright one that occur: anywhere between
+    them parts a patch alike, but a slope has to have as much of both phases on its sides.
     """
     n = pixels.shape[0]
     greys = ((pixels.detach().flatten(1) + 1.0) * 127.5).round().clamp(0, _LEVELS - 1).long()
     own = torch.arange(n, device=greys.device)[:, None] * _LEVELS
-    counts = torch.bincount((greys + own).flatten(), minlength=n * _LEVELS).view(n, _LEVELS)
-    levels, _ = otsu(counts.cpu().numpy())
-    return (torch.from_numpy(levels).to(pixels) + 0.5) * _GREY - 1.0
+    counts = torch.bincount((greys + own).flatten(), minlength=n * _LEVELS).view(n, _LEVELS).cpu().numpy()
+    level = otsu(counts)[0][:, None]
+    grey = np.arange(_LEVELS)
+    occurs = counts > 0
+    darkest_bright = np.where(occurs & (grey > level), grey, _LEVELS).min(axis=1)
+    brightest_dark = np.where(occurs & (grey <= level), grey, -1).max(axis=1)
+    return torch.from_numpy((brightest_dark + darkest_bright) / 2.0).to(pixels) * _GREY - 1.0
 
 
 def widths_of(pixels: torch.Tensor) -> torch.Tensor:

@@ -32,12 +32,19 @@ def _pixels(greys: np.ndarray) -> torch.Tensor:
     return to_pixels(torch.from_numpy(greys))
 
 
+def _middle(patch: np.ndarray, level: int) -> float:
+    return (int(patch[patch <= level].max()) + int(patch[patch > level].min())) / 2.0
+
+
 def test_of_a_narrow_slope_they_are_what_morphology_measures() -> None:
     greys = _greys()
     measured = patch_morphology(greys)
     pixels = _pixels(greys)
     thresholds = thresholds_of(pixels)
-    np.testing.assert_allclose((thresholds.numpy() + 1.0) * 127.5, measured.threshold + 0.5, atol=1e-4)
+    for patch, level, found in zip(
+        greys, measured.threshold, (thresholds.numpy() + 1.0) * 127.5, strict=True
+    ):
+        assert found == pytest.approx(_middle(patch, int(level)), abs=1e-3)
     share, crossings = soft_morphology(pixels, thresholds, torch.full((3,), 1e-4))
     np.testing.assert_allclose(share.numpy(), measured.fraction, atol=1e-6)
     rows, columns = greys.shape[1:]
@@ -45,6 +52,22 @@ def test_of_a_narrow_slope_they_are_what_morphology_measures() -> None:
         columns * (rows - 1)
     )
     np.testing.assert_allclose(crossings.numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("dark", "bright"), [(0, 255), (60, 180), (100, 104)])
+def test_two_greys_are_parted_in_their_middle(dark: int, bright: int) -> None:
+    phases = two_phases("islands", (64, 64), 12.0, 0.6, np.random.default_rng(3))
+    greys = np.where(phases, bright, dark).astype(np.uint8)[None]
+    pixels = _pixels(greys)
+    thresholds, widths = thresholds_of(pixels), widths_of(pixels)
+    assert float((thresholds[0] + 1.0) * 127.5) == pytest.approx((dark + bright) / 2)
+    share, crossings = soft_morphology(pixels, thresholds, widths)
+    measured = patch_morphology(greys)
+    # As far from dark as from bright: the slope leaves out the same of both.
+    scale = float(torch.tanh((bright - dark) / 255.0 / (2.0 * widths[0])))
+    assert float(share[0]) == pytest.approx(0.5 + scale * (float(measured.fraction[0]) - 0.5), rel=1e-4)
+    hard = 2 * float((measured.chords_rows + measured.chords_columns)[0]) / (64 * 63)
+    assert float(crossings[0]) == pytest.approx(scale * hard, rel=1e-3)
 
 
 def test_a_picture_that_is_the_image_has_no_error_and_a_smooth_one_has_too_few_crossings() -> None:
