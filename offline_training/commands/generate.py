@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -95,9 +95,7 @@ def condition(
     fraction: Annotated[float | None, typer.Option("--fraction", help="Of the phase, 0 to 1.")] = None,
     free_path_um: Annotated[float | None, typer.Option("--free-path-um", help="Mean free path.")] = None,
     free_path_px: Annotated[float | None, typer.Option("--free-path-px", help="The same in px.")] = None,
-    patches: Annotated[
-        int, typer.Option("--patches", min=1, help="Independent patches that were averaged over.")
-    ] = 1,
+    patches: Annotated[int, typer.Option("--patches", min=1, help="Patches that were averaged over.")] = 1,
     of: Annotated[str, typer.Option("--of", help="Number that is asked for, where there are several.")] = "",
     fixed: Given = None,
     count: Annotated[int, typer.Option("-n", "--count", min=60, help="Images drawn to learn from.")] = 400,
@@ -145,10 +143,18 @@ def condition(
         rows = generator.condition_of({**others, asked: repr(low)})
         table = np.repeat(np.asarray(rows, dtype=np.float32)[None], count, axis=0)
         table[:, place] = values
-        phase = loaded.description.preparation["phase"]
+        preparation = loaded.description.preparation
+        if preparation["parameters"].get("reference") is not None:
+            raise ValueError(
+                f"{bundle}: matches histograms, which sets the fraction of all that it draws; take a bundle"
+                " that was trained without --match"
+            )
+        phase = preparation["phase"]
         found = measure_patches(generator.draw(count, table, rng), phase)
         law = ConditionLaw.fit(values, found)
-        answer = law.ask(fraction, free_path_px, patches)
+        judged = loaded.description.metrics.get("prior", {}).get("inverse") or {}
+        off = np.array(judged["off"]) if "off" in judged else None
+        answer = law.ask(fraction, free_path_px, patches, off)
         told = {
             "bundle": {"name": loaded.model.name, "version": loaded.model.version, "sha256": loaded.sha256},
             "quantity": asked,
@@ -160,6 +166,7 @@ def condition(
             FREE_PATH: free_path_px,
             "patches": patches,
             "drawn": count,
+            "held_out": judged or None,
         }
         if plot is not None:
             plot_answer(answer, asked, f"{loaded.model.name}: {_words(fraction, free_path_px)}", plot)
@@ -179,6 +186,16 @@ def condition(
         raise typer.Exit(1)
     if str(json_) != "-":
         print(f"{asked}: {answer.best:.3g}, 90 % from {answer.low:.3g} to {answer.high:.3g}")
+        print(f"  {_judged(judged)}")
+
+
+def _judged(law: Mapping[str, Any]) -> str:
+    if "off" not in law:
+        return (
+            "how often such intervals hold was not measured with this bundle: they are those of what it draws"
+        )
+    held = [f"{100 * found['holds_the_true_one']:.0f} %" for found in (law, law["images"])]
+    return f"on held-out images such intervals held {held[0]} asked by a patch, {held[1]} by a whole image"
 
 
 def _words(fraction: float | None, free_path_px: float | None) -> str:

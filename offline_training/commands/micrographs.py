@@ -218,12 +218,13 @@ def pixelcnn(
         print("  patches, mean ± spread; W1 is the distance of generated from held-out ones")
         print("\n".join(f"    {row}" for row in table(*generated).splitlines()))
     if law := made.metrics["inverse"]:
-        print(
-            f"  the condition from fraction and free path of a patch: 90 % intervals hold"
-            f" {100 * law['holds_the_true_one']:.0f} % (width {law['median_width']:.2f} of"
-            f" {law['range'][1] - law['range'][0]:.2f}); off by {law['rms_error']:.2f}, a guess by"
-            f" {law['guess_rms_error']:.2f}"
-        )
+        over = law["range"][1] - law["range"][0]
+        for what, found in (("a patch", law), ("an image", law["images"])):
+            print(
+                f"  the condition from fraction and free path of {what}: 90 % intervals hold"
+                f" {100 * found['holds_the_true_one']:.0f} % (width {found['median_width']:.2f} of"
+                f" {over:.2f}); off by {found['rms_error']:.2f}, a guess by {found['guess_rms_error']:.2f}"
+            )
 
 
 def _request(kind: Kind, given: dict[str, Any], base: Any = None) -> Any:

@@ -2,23 +2,30 @@
 
 Images are drawn over the range of one number of the condition and measured. Fraction and the logarithm of the
 free path are taken as normally distributed about a parabola in that number, with standard deviations that
-change exponentially with it; Bayes' rule with a flat prior over the range says the rest. What comes out is
-as good as what the model draws: `grainwatch train pixelcnn` prints how near that is to held-out images.
+change exponentially with it; Bayes' rule with a flat prior over the range says the rest.
+
+Three things make the answer less sure than the scatter of patches, and only the first one shrinks with more
+patches: that scatter; the law, which is known from so many drawn images alone; and what images differ by
+from what the model draws. The last one is measured on held-out images (`ConditionLaw.off`): a bias of the
+model, and what one image has in common that the next one under the same condition has not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
 _GRID: Final = 401
 _LEAST: Final = 30
+_JUDGED: Final = 400
 UNLIKELY: Final = 0.01
 """With less chance than that under the best condition, none gives what was measured."""
 
@@ -62,15 +69,18 @@ class ConditionLaw:
         Coefficients of 1, u of the logarithm of the standard deviations.
     correlation : (2, 2) float64
         Of what remains.
+    doubt : (2, 3, 3) float64
+        Covariance of the coefficients of fraction and of free path.
     """
 
     range: tuple[float, float]
     mean: FloatArray
     log_deviation: FloatArray
     correlation: FloatArray
+    doubt: FloatArray
 
     @classmethod
-    def fit(cls, values: FloatArray, measures: FloatArray) -> Self:
+    def fit(cls, values: npt.ArrayLike, measures: FloatArray) -> Self:
         """Fit to patches: conditions (n,), fraction and free path (n, 2).
 
         Raises
@@ -79,7 +89,8 @@ class ConditionLaw:
             If there are fewer than 30 patches with a boundary, or one condition only.
         """
         good = np.isfinite(measures).all(axis=1)
-        values, measures = values[good], measures[good]
+        values, measures = np.asarray(values, dtype=np.float64)[good], measures[good]
+        # Of patches with a boundary: where there are none the law says nothing.
         low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
         if len(values) < _LEAST or not high > low:
             raise ValueError(
@@ -97,10 +108,71 @@ class ConditionLaw:
         unit = rest / np.exp(basis[:, :2] @ log_deviation)
         # What the logarithms got wrong together is put right.
         log_deviation[0] += 0.5 * np.log(np.mean(unit**2, axis=0))
-        return cls((low, high), mean, log_deviation, np.corrcoef(rest, rowvar=False))
+        # White's covariance (Econometrica 48, 817, 1980): the scatter is not the same everywhere.
+        inverse = np.linalg.inv(basis.T @ basis)
+        doubt = np.einsum("ij,nj,nq,nk,kl->qil", inverse, basis, rest**2, basis, inverse, optimize=True)
+        return cls((low, high), mean, log_deviation, np.corrcoef(rest, rowvar=False), doubt)
 
-    def ask(self, fraction: float | None, free_path_px: float | None, patches: int = 1) -> Answer:
-        """Return the conditions that give means over so many patches, taken as independent.
+    def off(self, values: npt.ArrayLike, measures: FloatArray, images: IntArray) -> FloatArray:
+        """Return how far images are from the law, beyond the scatter of their patches.
+
+        Parameters
+        ----------
+        values : (n,) float64
+            Condition of each patch's image.
+        measures : (n, 2) float64
+            Fraction and free path of patches of images that nothing was trained on.
+        images : (n,) int64
+            Which image a patch is of.
+
+        Returns
+        -------
+        (2,) float64
+            Root mean square of an image's fraction, and of the logarithm of its free path. For `ask`.
+
+        Raises
+        ------
+        ValueError
+            If no image has two patches with a boundary.
+        """
+        values = np.asarray(values, dtype=np.float64)
+        good = np.isfinite(measures).all(axis=1)
+        place = np.unique(images[good], return_inverse=True)[1]
+        counts = np.bincount(place)
+        if not np.any(counts >= 2):
+            raise ValueError("no held-out image has two patches with a boundary")
+        mean, _ = self._expected(_unit(values[good], self.range))
+        rest = np.stack([measures[good, 0], np.log(measures[good, 1])], axis=1) - mean
+        sums = np.stack([np.bincount(place, column) for column in rest.T], axis=1)
+        squares = np.stack([np.bincount(place, column**2) for column in rest.T], axis=1)
+        of = counts >= 2
+        n = counts[of, None]
+        within = (squares[of] - sums[of] ** 2 / n) / (n - 1)
+        between = (sums[of] / n) ** 2 - within / n
+        return np.sqrt(np.maximum(between.mean(axis=0), 0.0))
+
+    def _expected(self, u: FloatArray) -> tuple[FloatArray, FloatArray]:
+        # Of a patch under each condition: means and standard deviations, (n, 2) each.
+        basis = np.stack([np.ones_like(u), u, u * u], axis=1)
+        return basis @ self.mean, np.exp(basis[:, :2] @ self.log_deviation)
+
+    def ask(
+        self,
+        fraction: float | None,
+        free_path_px: float | None,
+        patches: int = 1,
+        off: FloatArray | None = None,
+    ) -> Answer:
+        """Return the conditions that give means over so many patches.
+
+        Parameters
+        ----------
+        fraction, free_path_px : float, optional
+            Arithmetic means over the patches.
+        patches : int
+            Of one image, or of several.
+        off : (2,) float64, optional
+            See the method `off`; None takes what the model draws for what images show.
 
         Raises
         ------
@@ -112,10 +184,16 @@ class ConditionLaw:
         given = [(i, v) for i, v in enumerate((fraction, log_path)) if v is not None]
         which = [i for i, _ in given]
         u = np.linspace(-1.0, 1.0, _GRID)
+        mean, scatter = self._expected(u)
+        # The mean of free paths is not the free path of the mean logarithm.
+        mean[:, 1] += 0.5 * scatter[:, 1] ** 2 * (1.0 - 1.0 / patches)
         basis = np.stack([np.ones_like(u), u, u * u], axis=1)
-        off = np.array([v for _, v in given]) - (basis @ self.mean)[:, which]
-        deviation = np.exp(basis[:, :2] @ self.log_deviation)[:, which] / np.sqrt(patches)
-        unit = off / deviation
+        variance = scatter**2 / patches + np.einsum("gi,qij,gj->gq", basis, self.doubt, basis)
+        if off is not None:
+            variance = variance + np.square(off)
+        deviation = np.sqrt(variance)[:, which]
+        far = np.array([v for _, v in given]) - mean[:, which]
+        unit = far / deviation
         inverse = np.linalg.inv(self.correlation[np.ix_(which, which)])
         square = np.einsum("gi,ij,gj->g", unit, inverse, unit)
         log_density = -0.5 * square - np.log(deviation).sum(axis=1)
@@ -133,6 +211,55 @@ class ConditionLaw:
             high=high,
             chance=float(stats.chi2.sf(square.min(), len(which))),
         )
+
+
+def judge_law(
+    law: ConditionLaw, off: FloatArray, values: npt.NDArray[Any], measures: FloatArray, images: IntArray
+) -> dict[str, Any]:
+    """Ask about held-out patches one by one, and about whole images; return how good the answers are.
+
+    Parameters
+    ----------
+    law : ConditionLaw
+    off : (2,) float64
+        Measured on other images than these.
+    values, measures, images
+        As for `ConditionLaw.off`.
+
+    Returns
+    -------
+    dict
+        Share of the intervals of 90 % that hold the condition, and errors; the same under "images".
+    """
+    good = np.flatnonzero(np.isfinite(measures).all(axis=1))
+    some = good[np.linspace(0, len(good) - 1, min(len(good), _JUDGED)).astype(np.int64)]
+    one_by_one = [(measures[i], 1, float(values[i])) for i in some]
+    members = [good[images[good] == image] for image in np.unique(images[good])]
+    whole = [(measures[of].mean(axis=0), len(of), float(values[of[0]])) for of in members]
+    return {
+        **_held(law, off, one_by_one),
+        "images": {**_held(law, off, whole), "patches_each": float(np.mean([n for _, n, _ in whole]))},
+        "off": off.tolist(),
+        "interval": 0.9,
+        "range": list(law.range),
+    }
+
+
+def _held(
+    law: ConditionLaw, off: FloatArray, asked: Sequence[tuple[FloatArray, int, float]]
+) -> dict[str, Any]:
+    answers = [law.ask(float(mean[0]), float(mean[1]), n, off) for mean, n, _ in asked]
+    true = np.array([value for _, _, value in asked])
+    low, high = (np.array([getattr(a, end) for a in answers]) for end in ("low", "high"))
+    best = np.array([a.best for a in answers])
+    return {
+        "asked": len(asked),
+        "holds_the_true_one": float(((low <= true) & (true <= high)).mean()),
+        "none_gives_it": float(np.mean([a.chance < UNLIKELY for a in answers])),
+        "median_width": float(np.median(high - low)),
+        "rms_error": float(np.sqrt(np.mean(np.square(best - true)))),
+        "guess_rms_error": float(np.std(true)),
+    }
 
 
 def check_measured(fraction: float | None, free_path_px: float | None, patches: int = 1) -> None:

@@ -37,7 +37,7 @@ from offline_training.micrograph.evaluation import (
 from offline_training.micrograph.export import SELF_TEST_ROWS, Coder, Prior, export_prior, pack_prior
 from offline_training.micrograph.figures import pixelcnn_figures
 from offline_training.micrograph.generator import WEIGHTS, draw_codes
-from offline_training.micrograph.inverse import ConditionLaw
+from offline_training.micrograph.inverse import ConditionLaw, judge_law
 from offline_training.micrograph.labels import Conditions
 from offline_training.micrograph.plots import plot_distributions, plot_reconstructions
 from offline_training.micrograph.references import CANDIDATES, Candidates, Likelihood, fit_parts
@@ -52,7 +52,6 @@ FloatArray = npt.NDArray[np.float64]
 
 _BASELINE_PATCHES: Final = 3000
 _DRAWN_A_BIN: Final = 96
-_LAW_PATCHES: Final = 400
 
 
 @dataclass(frozen=True)
@@ -223,32 +222,13 @@ class _Drawn:
         law: dict[str, Any] = {}
         if values and conditions is not None and not conditions.classes and len(conditions.names) == 1:
             try:
-                true = conditions.of(of)[:, 0]
-                law = _judge_law(np.concatenate(values)[:, 0], np.concatenate(measures), true, own)
+                drawn_from = ConditionLaw.fit(np.concatenate(values)[:, 0], np.concatenate(measures))
+                calibrated, their = data.patches(data.parts.calibration)
+                off = drawn_from.off(conditions.of(their)[:, 0], measure_patches(calibrated, phase), their)
+                law = judge_law(drawn_from, off, conditions.of(of)[:, 0], own, of)
             except ValueError as error:
                 remarks.append(f"the inverse question cannot be asked: {error}")
         return compared, law, remarks
-
-
-def _judge_law(
-    values: npt.NDArray[Any], drawn: FloatArray, true: npt.NDArray[Any], measured: FloatArray
-) -> dict[str, Any]:
-    # Of held-out patches, one by one: how often the interval of 90 % holds the condition.
-    law = ConditionLaw.fit(values.astype(np.float64), drawn)
-    good = np.flatnonzero(np.isfinite(measured).all(axis=1))
-    some = good[np.linspace(0, len(good) - 1, min(len(good), _LAW_PATCHES)).astype(np.int64)]
-    answers = [law.ask(float(measured[i, 0]), float(measured[i, 1])) for i in some]
-    low, high = (np.array([getattr(a, end) for a in answers]) for end in ("low", "high"))
-    best = np.array([a.best for a in answers])
-    return {
-        "patches": len(some),
-        "interval": 0.9,
-        "holds_the_true_one": float(((low <= true[some]) & (true[some] <= high)).mean()),
-        "median_width": float(np.median(high - low)),
-        "range": list(law.range),
-        "rms_error": float(np.sqrt(np.mean(np.square(best - true[some])))),
-        "guess_rms_error": float(np.std(true[some])),
-    }
 
 
 def table_of(generated: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

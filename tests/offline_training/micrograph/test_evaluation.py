@@ -15,7 +15,7 @@ from offline_training.micrograph.evaluation import (
     measure_patches,
     table_rows,
 )
-from offline_training.micrograph.inverse import UNLIKELY, ConditionLaw
+from offline_training.micrograph.inverse import UNLIKELY, ConditionLaw, judge_law
 from offline_training.micrograph.labels import Conditions
 from offline_training.micrograph.splits import GroupedFolds
 from offline_training.micrograph.texture import classify, image_description, paired_figures
@@ -108,6 +108,67 @@ def test_what_is_asked_with_more_patches_is_known_better() -> None:
     # At an end of the range, the most probable condition is inside.
     end = law.ask(0.7 - 0.05 * 3 + 0.005 * 9 - 0.02, float(np.exp(1.1)))
     assert end.high == pytest.approx(end.best, abs=0.01)
+
+
+@pytest.mark.parametrize("drawn", [200, 2000])
+@pytest.mark.parametrize("patches", [1, 16, 100])
+def test_intervals_of_means_of_many_patches_hold_too(drawn: int, patches: int) -> None:
+    # With many patches it counts that the law is known from so many drawn ones alone, and that a mean of
+    # free paths is not the free path of the mean logarithm: here a patch's scatters by a third.
+    rng = RNG(7)
+
+    def wide(x: np.ndarray) -> np.ndarray:
+        fraction = 0.7 - 0.05 * x + 0.03 * rng.standard_normal(x.shape)
+        return np.stack([fraction, np.exp(1.8 - 0.2 * x + 0.3 * rng.standard_normal(x.shape))], axis=1)
+
+    held = 0
+    for _ in range(20):
+        x = rng.uniform(0.0, 3.0, drawn)
+        law = ConditionLaw.fit(x, wide(x))
+        for true in rng.uniform(0.0, 3.0, 20):
+            fraction, path = wide(np.full(patches, true)).mean(axis=0)
+            answer = law.ask(float(fraction), float(path), patches)
+            held += answer.low <= true <= answer.high
+    # Four standard deviations of a share of 400, which come in twenties of one law.
+    assert held / 400 == pytest.approx(0.9, abs=0.06)
+
+
+def _images_off(x: np.ndarray, rng: np.random.Generator, each: int = 16) -> np.ndarray:
+    """Patches of images, (images, each, 2), that have more in common than the law knows, and are biased."""
+    own = np.stack([_law(rng, np.full(each, value)) for value in x])
+    own[..., 0] += 0.01 + 0.02 * rng.standard_normal((len(x), 1))
+    own[..., 1] *= np.exp(-0.05 + 0.04 * rng.standard_normal((len(x), 1)))
+    return own
+
+
+def test_what_images_are_off_by_is_measured_and_makes_intervals_hold_for_them() -> None:
+    rng = RNG(8)
+    drawn = rng.uniform(0.0, 3.0, 2000)
+    law = ConditionLaw.fit(drawn, _law(rng, drawn))
+    known, asked = rng.uniform(0.0, 3.0, 400), rng.uniform(0.0, 3.0, 400)
+    images = np.repeat(np.arange(400), 16)
+    off = law.off(np.repeat(known, 16), _images_off(known, rng).reshape(-1, 2), images)
+    np.testing.assert_allclose(off, [np.hypot(0.01, 0.02), np.hypot(0.05, 0.04)], rtol=0.12)
+    new = np.repeat(asked, 16), _images_off(asked, rng).reshape(-1, 2), images
+    trusting, told = judge_law(law, np.zeros(2), *new), judge_law(law, off, *new)
+    assert trusting["images"]["holds_the_true_one"] < 0.5
+    assert told["images"]["holds_the_true_one"] == pytest.approx(0.9, abs=0.06)
+    assert told["holds_the_true_one"] > 0.86
+    assert told["images"]["none_gives_it"] < 0.1 < trusting["images"]["none_gives_it"]
+    assert told["images"]["patches_each"] == 16
+    assert told["off"] == off.tolist()
+
+
+def test_images_that_are_as_the_law_says_are_off_by_little() -> None:
+    rng = RNG(9)
+    drawn = rng.uniform(0.0, 3.0, 2000)
+    law = ConditionLaw.fit(drawn, _law(rng, drawn))
+    known = np.repeat(rng.uniform(0.0, 3.0, 200), 16)
+    off = law.off(known, _law(rng, known), np.repeat(np.arange(200), 16))
+    assert np.all(off < [0.003, 0.01])
+    lonely = known[:5], _law(rng, known[:5]), np.arange(5)
+    with pytest.raises(ValueError, match="no held-out image has two patches"):
+        law.off(*lonely)
 
 
 def test_questions_that_cannot_be_are_refused() -> None:
