@@ -95,7 +95,7 @@ def compare_classes(
         by_fingerprint[test] = classify(described, classes, train, test, images.groups)
         by_texture[test] = classify(texture, classes, train, test, images.groups)
         by_majority[test] = np.bincount(classes[train]).argmax()
-    figures = paired_figures(classes, by_fingerprint, by_texture, by_majority, split, request.seed)
+    figures = paired_figures(classes, by_fingerprint, by_texture, by_majority, split)
     result: dict[str, Any] = {
         "figures": asdict(figures),
         "classes": list(images.conditions.classes),

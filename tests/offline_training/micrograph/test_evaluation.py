@@ -270,6 +270,21 @@ def test_differences_are_paired_and_groups_count_as_one() -> None:
     assert wide[1] - wide[0] > 1.5 * (figures.interval[1] - figures.interval[0])
 
 
+@pytest.mark.parametrize("groups", [6, 20])
+def test_intervals_of_differences_hold_with_few_groups(groups: int) -> None:
+    rng, held = RNG(11), 0
+    each = 20
+    truth = np.zeros(groups * each, dtype=np.int64)
+    split = GroupedFolds.draw([str(i // each) for i in range(groups * each)], 3)
+    for _ in range(300):
+        # Each group is good for one description or the other, on average for neither.
+        good, other = (np.repeat(rng.beta(4.0, 2.0, groups), each) for _ in range(2))
+        one, two = ((rng.random(groups * each) > share).astype(np.int64) for share in (good, other))
+        low, high = paired_figures(truth, one, two, truth, split).interval
+        held += low <= 0.0 <= high
+    assert held / 300 == pytest.approx(0.95, abs=0.04)
+
+
 def test_descriptions_do_not_depend_on_the_order_of_patches() -> None:
     rng = RNG(7)
     latents, codes = rng.normal(size=(9, 4)), rng.integers(0, 5, (9, 2, 2))
