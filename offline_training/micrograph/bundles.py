@@ -29,6 +29,7 @@ from offline_training.micrograph.export import (
 from offline_training.micrograph.figures import codes_of, vae_figures, vqvae_figures
 from offline_training.micrograph.plots import plot_codebook, plot_latents, plot_reconstructions
 from offline_training.micrograph.references import fit_parts
+from offline_training.micrograph.soft_morphology import brought_in
 from offline_training.micrograph.training import Trained, TrainingSettings, train_vae, train_vqvae
 from offline_training.micrograph.vae import Vae
 from offline_training.micrograph.vqvae import VqVae
@@ -127,6 +128,13 @@ def make_vqvae(request: Request, out: Path, watching: Watching | None = None) ->
     seen = coder.shown(codes)
     n_codes = model.sizes.codes
     parts, found, remarks = fit_parts(data, lambda p: coder.read(p)[::-1], n_codes)
+    if request.settings.recipe["morphology"] > 0.0:
+        weight = brought_in(trained.steps, request.settings.steps)
+        if weight < 1.0:
+            remarks.append(
+                f"errors of morphology reached {100 * weight:.0f} % of their weight: the training ended after"
+                f" {trained.steps} of {request.settings.steps} steps; fewer --steps, or more --minutes"
+            )
     metrics = {
         "held_out": asdict(vqvae_figures(patches, codes, seen, n_codes)),
         "conditions": conditions_of(data, len(patches)),
