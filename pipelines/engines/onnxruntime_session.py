@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import ModuleType
 from typing import Any, Literal, cast
 
@@ -14,11 +15,15 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 def import_onnxruntime() -> ModuleType:
     """Import ONNX Runtime and have it report to nobody: its builds send usage to their maker otherwise.
 
+    What it does on import (an identity of the device, a queue of reports in ~/.cache/Microsoft) only the
+    environment can forbid; ``ORT_DISABLE_TELEMETRY=0`` there allows it.
+
     Raises
     ------
     EngineError
         If it is not installed.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:

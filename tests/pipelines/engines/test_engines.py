@@ -184,16 +184,19 @@ def test_openvino_computes_in_what_it_is_told(copper: Bundle) -> None:
     assert single < deviation(OpenVinoEngine(copper, "int8").run, test) < 0.1
 
 
-def test_openvino_reports_to_nobody(copper: Bundle, tmp_path: Path) -> None:
-    # Its package for usage statistics would leave an identifier in the user's home.
+@pytest.mark.parametrize(
+    ("module", "engine"), [("openvino_engine", "OpenVinoEngine"), ("onnxruntime_engine", "OnnxEngine")]
+)
+def test_engines_report_to_nobody(module: str, engine: str, copper: Bundle, tmp_path: Path) -> None:
+    # Both would leave an identifier in the user's home, and what they have to report beside it.
     script = (
         "import socket, sys\n"
         "def refuse(*a, **k): print('called out', a); raise OSError('no')\n"
         "socket.socket.connect = refuse; socket.getaddrinfo = refuse\n"
         "from pathlib import Path\n"
         "from pipelines.engines.bundle import load_bundle\n"
-        "from pipelines.engines.openvino_engine import OpenVinoEngine\n"
-        "OpenVinoEngine(load_bundle(Path(sys.argv[1])))\n"
+        f"from pipelines.engines.{module} import {engine}\n"
+        f"{engine}(load_bundle(Path(sys.argv[1])))\n"
     )
     answer = subprocess.run(
         [sys.executable, "-c", script, str(copper.folder)],
