@@ -129,8 +129,9 @@ def rows(report: Report) -> None:
         100 * known.share("none_of_these"),
         "%",
         at_most=7.5,
-        conditions=f"{where}; 5 is stated, novel {100 * known.share('novel'):.1f} %; from the slowest to the"
-        f" fastest quarter {known.by_quarter('none_of_these', rates)}, novel {known.by_quarter('novel', rates)}",
+        conditions=f"{where}; 5 is stated, novel {100 * known.share('novel'):.1f} %; from the slowest"
+        f" to the fastest quarter {known.by_quarter('none_of_these', rates)}, novel"
+        f" {known.by_quarter('novel', rates)}",
     )
     strange = {kind.name: _judged(analysis, kind.images, kind.name) for kind in foreign}
     for kind in foreign:
