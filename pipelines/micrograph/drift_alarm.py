@@ -42,6 +42,8 @@ _HISTORY = 20_000
 _RIDGE = 1e-6
 _LENGTHS = 20
 """So many vectors a component are enough to rank lengths among them."""
+_LEARNING_SEED = 0
+"""Of the order in which values are learnt: the same values make the same alarm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +140,15 @@ class DriftAlarm:
         Parameters
         ----------
         values : (n, components) array
-            Of single images, in their order.
+            Of single images. Their order says nothing: it is that of files, often by specimen, and no time.
         """
         table = np.asarray(values, dtype=np.float64).reshape(-1, self._size)
         if not np.isfinite(table).all():
             raise ValueError("learn: expected finite values")
+        # Ranks among those before take them for a stream: in order of size, or specimen by specimen, it would
+        # be one that drifts all the time, and what drifts later would be nothing new.
+        table = table[np.lexsort(table.T[::-1])]
+        table = np.random.default_rng(_LEARNING_SEED).permutation(table)
         for start in range(0, len(table) - self._block + 1, self._block):
             self._whitened(self._scores(table[start : start + self._block].mean(axis=0)))
 

@@ -126,6 +126,43 @@ def test_the_alarm_stays_and_the_baseline_with_it() -> None:
     assert now.change[0] > 1.5  # what is new is not what is usual, however long it lasts
 
 
+def of_specimens(rng: np.random.Generator) -> np.ndarray:
+    """Brightness and contrast of ten images each of ten specimens, one after the other; these differ."""
+    specimen = np.repeat(np.sort(rng.normal(size=10)), 10)
+    return np.stack([specimen + 0.5 * rng.normal(size=100), 0.5 * specimen + rng.normal(size=100)], axis=1)
+
+
+def test_the_order_of_what_is_learnt_says_nothing() -> None:
+    rng = np.random.default_rng(11)
+    known = of_specimens(rng)
+    later = rng.normal(size=(40, 2)) + 0.5
+    for block in (1, 5):
+        found = []
+        for rows in (known, known[::-1], known[np.argsort(known[:, 1])], rng.permutation(known)):
+            alarm = DriftAlarm(["mean", "std"], 1e4, block=block)
+            alarm.learn(rows)
+            found.append([alarm.update(row) for row in later])
+        assert found[1:] == found[:1] * 3
+
+
+def test_a_change_is_seen_as_soon_where_files_were_sorted_by_specimen() -> None:
+    delays = []
+    for seed in range(15):
+        rng = np.random.default_rng(seed)
+        known, alarm = of_specimens(rng), DriftAlarm(["mean", "std"], 1e4)
+        alarm.learn(known)
+        shift = np.array([1.5 * known[:, 0].std(), 0.0])
+
+        def draw(rng: np.random.Generator = rng, shift: np.ndarray = shift) -> np.ndarray:
+            specimen = rng.normal()
+            return shift + np.array([specimen + 0.5 * rng.normal(), 0.5 * specimen + rng.normal()])
+
+        delays.append(run_length(alarm, draw))
+    # Taken as a stream that drifts, ten of these starts saw nothing in a thousand images.
+    assert np.median(delays) <= 20
+    assert max(delays) <= 40
+
+
 def test_blocks_keep_the_promise_where_images_resemble_each_other() -> None:
     # Neighbouring fields of a sample: correlation 0.7 from one image to the next.
     rng = np.random.default_rng(7)

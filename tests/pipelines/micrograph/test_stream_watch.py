@@ -20,6 +20,7 @@ from grainwatch.messages import (
     PhaseMorphology,
     Provenance,
 )
+from pipelines.micrograph.image_statistics import STATISTICS
 from pipelines.micrograph.morphology import morphology
 from pipelines.micrograph.neighbours import Neighbours
 from pipelines.micrograph.stream_watch import STREAM_CHANGED, DriftTable, LearntStart, StreamWatch
@@ -213,6 +214,24 @@ def test_an_alarm_may_begin_with_what_the_model_knows() -> None:
     _, reports = follow(other, [result(n, rng, bright=4.0) for n in range(20)])
     assert reports[0].state == "learning"
     assert not other.alarm
+
+
+def test_what_the_model_knows_may_be_in_order_of_its_files() -> None:
+    names = ("mean", "fraction", "latent_distance")
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        known = [result(n, rng) for n in range(200)]
+        table = np.array([[_number(r, name) for name in STATISTICS + names[1:]] for r in known])
+        in_order = table[np.argsort(table[:, 0])]
+        learnt = LearntStart(MODEL.sha256, STATISTICS + names[1:], ArrayData.of(in_order))
+        watch = StreamWatch(DriftTable(start="model"), 0, learnt)
+        seen, _ = follow(watch, [result(n, rng, bright=2.0) for n in range(40)])
+        assert STREAM_CHANGED in seen[-1].flags
+
+
+def _number(found: MicrographResult, name: str) -> float:
+    part = {"fraction": found.morphology, "latent_distance": found.novelty}.get(name, found.statistics)
+    return float(getattr(part, name))
 
 
 def test_it_goes_on_where_the_configuration_leaves_its_keys() -> None:
