@@ -24,7 +24,7 @@ def rows(report: Report) -> None:
     bundle = synthetic_bundle(report)
     name = bundle.description.name
     if find_spec("torch") is None:
-        report.add(f"{name}: drawing", "not measured", conditions="torch is absent (grainwatch[training])")
+        report.add(f"{name}: drawing", "not measured", conditions="torch is absent")
         return
     import torch
 

@@ -39,17 +39,33 @@ Cores = Annotated[int, typer.Option(help="Cores: one makes patterns, the others 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
+INSTALL = (
+    "python -m pip install torch==2.13.0",
+    "python -m pip install -c constraints.txt -e '.[daemon,training]'",
+)
+"""torch first, by the pin that constraints.txt names: plain torch pulls gigabytes of CUDA."""
+
 _NEEDS = ("torch", "onnx", "onnxscript", "onnxruntime")
 _TERMINAL_EVERY_S, _LOG_EVERY_S = 0.2, 15.0
 
 
 def need_torch(command: str = "train") -> None:
     """Say what is not installed, before anything is imported."""
-    missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
+    need(_NEEDS, command)
+
+
+def need(modules: Sequence[str], command: str = "train") -> None:
+    """Say which modules are not installed, and how they are, in the order that matters.
+
+    Raises
+    ------
+    ConfigError
+        If one is not.
+    """
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(
-            f"{command}: {', '.join(missing)} not installed: pip install -e '.[daemon,training]'"
-        )
+        how = "\n  ".join(INSTALL)
+        raise ConfigError(f"{command}: {', '.join(missing)} not installed; in the source tree:\n  {how}")
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import sys
 from pathlib import Path
@@ -10,8 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from grainwatch.config import ConfigError
-from offline_training.commands.common import ProgressLine, Seed, need_torch, plainly
+from offline_training.commands.common import ProgressLine, Seed, need, need_torch, plainly
 from offline_training.commands.micrographs import (
     AsTheyAre,
     Cores,
@@ -52,8 +50,7 @@ def micrograph_classes(
     A network is trained for each fold, on the images outside of it. An interrupted run goes on.
     """
     need_torch()
-    if importlib.util.find_spec("skimage") is None:
-        raise ConfigError("train: scikit-image not installed: pip install -e '.[daemon,training]'")
+    need(["skimage"])
     line = ProgressLine()
     with plainly():
         from offline_training.loop import Progress, use_cores

@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from grainwatch.config import ConfigError
 from offline_training.commands import app
-from offline_training.commands.common import duration, table, whole_numbers
+from offline_training.commands.common import INSTALL, duration, table, whole_numbers
 from pipelines.laue.lauetools_files import write_det
 
 ROOT = Path(__file__).resolve().parents[2]
-NO_TORCH = "torch is absent: pip install 'grainwatch[training]'"
+NO_TORCH = "torch is absent: see docs/how-to/train-a-network.md"
 PNG = b"\x89PNG"
 
 
@@ -32,11 +32,15 @@ def torch() -> None:
         pytest.importorskip(name, reason=NO_TORCH)
 
 
-def refused(*arguments: str) -> str:
-    """Run a command that must be refused in one line; return the line."""
+def refusal(*arguments: str) -> str:
     result = CliRunner().invoke(app, list(arguments))
     assert isinstance(result.exception, ConfigError), result.output
-    line = str(result.exception)
+    return str(result.exception)
+
+
+def refused(*arguments: str) -> str:
+    """Run a command that must be refused in one line; return the line."""
+    line = refusal(*arguments)
     assert "\n" not in line
     return line
 
@@ -137,8 +141,22 @@ def test_without_torch_it_says_what_to_install(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for command in ("laue", "laue-curve", "laue-search"):
-        line = refused(command, "-m", "Cu", "-g", det, "--out", str(tmp_path / "out"))
-        assert line.endswith("not installed: pip install -e '.[daemon,training]'")
+        first, *commands = refusal(command, "-m", "Cu", "-g", det, "--out", str(tmp_path / "out")).split("\n")
+        assert first.endswith("onnxruntime not installed; in the source tree:")
+        assert [line.strip() for line in commands] == list(INSTALL)
+
+
+def test_torch_comes_first_and_by_one_pin_wherever_it_is_named() -> None:
+    # The extra alone would take the torch that pulls gigabytes of CUDA.
+    pin = re.search(r"^# (torch==\S+),", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert pin is not None
+    assert INSTALL[0].split()[-1] == pin[1]
+    told = [
+        page for page in (ROOT / "docs").rglob("*.md") if "training]'" in page.read_text(encoding="utf-8")
+    ]
+    assert len(told) >= 4
+    for page in told:
+        assert "\n".join(INSTALL) in page.read_text(encoding="utf-8"), page
 
 
 @pytest.mark.usefixtures("torch")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from testkit.laue import BAND_KEV, CALIBRATION, material
 
-pytest.importorskip("torch", reason="torch is absent: pip install 'grainwatch[training]'")
+pytest.importorskip("torch", reason="torch is absent: see docs/how-to/train-a-network.md")
 
 from offline_training.laue.curve import FixedSpots
 from offline_training.laue.domain import GeometryRange, PatternRange

@@ -26,7 +26,7 @@ from pipelines.engines.bundle import BundleError, load_bundle
 from pipelines.laue.lauetools_files import write_det
 
 ROOT = Path(__file__).resolve().parents[3]
-NO_TORCH = "torch is absent: pip install 'grainwatch[training]'"
+NO_TORCH = "torch is absent: see docs/how-to/train-a-network.md"
 
 WRITE_BUNDLES = """
     import hashlib, sys

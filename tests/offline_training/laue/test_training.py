@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from testkit.laue import BAND_KEV, CALIBRATION, material
 
-torch = pytest.importorskip("torch", reason="torch is absent: pip install 'grainwatch[training]'")
-pytest.importorskip("onnxscript", reason="onnxscript is absent: pip install 'grainwatch[training]'")
+torch = pytest.importorskip("torch", reason="torch is absent: see docs/how-to/train-a-network.md")
+pytest.importorskip("onnxscript", reason="onnxscript is absent: see docs/how-to/train-a-network.md")
 
 from offline_training.errors import DivergedError, TrainingError  # noqa: E402
 from offline_training.laue import networks  # noqa: E402

@@ -218,7 +218,7 @@ def test_principal_components_are_those_of_the_singular_values() -> None:
 
 
 def test_texture_tells_structures_apart_that_grey_levels_do_not() -> None:
-    pytest.importorskip("skimage", reason="scikit-image is absent: pip install 'grainwatch[training]'")
+    pytest.importorskip("skimage", reason="scikit-image is absent: see docs/how-to/train-a-network.md")
     from offline_training.micrograph.texture import texture_features
 
     features, classes, groups = [], [], []

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is absent: pip install 'grainwatch[training]'")
-pytest.importorskip("onnxscript", reason="onnxscript is absent: pip install 'grainwatch[training]'")
+torch = pytest.importorskip("torch", reason="torch is absent: see docs/how-to/train-a-network.md")
+pytest.importorskip("onnxscript", reason="onnxscript is absent: see docs/how-to/train-a-network.md")
 
 from offline_training.errors import TrainingError  # noqa: E402
 from offline_training.micrograph import figures  # noqa: E402

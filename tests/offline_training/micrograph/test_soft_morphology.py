@@ -9,7 +9,7 @@ from scipy import ndimage
 from pipelines.micrograph.morphology import patch_morphology
 from pipelines.micrograph.synthetic import two_phases
 
-torch = pytest.importorskip("torch", reason="torch is absent: pip install 'grainwatch[training]'")
+torch = pytest.importorskip("torch", reason="torch is absent: see docs/how-to/train-a-network.md")
 
 from offline_training.micrograph.soft_morphology import (  # noqa: E402
     brought_in,

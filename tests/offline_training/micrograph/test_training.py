@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is absent: pip install 'grainwatch[training]'")
+torch = pytest.importorskip("torch", reason="torch is absent: see docs/how-to/train-a-network.md")
 
 from offline_training.errors import DivergedError, Interrupted, TrainingError  # noqa: E402
 from offline_training.loop import Progress, fit  # noqa: E402

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is absent: pip install 'grainwatch[training]'")
+torch = pytest.importorskip("torch", reason="torch is absent: see docs/how-to/train-a-network.md")
 
 from offline_training.micrograph.vae import Vae, VaeSizes, gaussian_kl, warmed_up  # noqa: E402
 
