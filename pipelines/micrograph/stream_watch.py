@@ -7,6 +7,7 @@ Each costs well under a millisecond an image.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -30,6 +31,11 @@ STREAM_CHANGED = "stream_changed"
 
 REPORT_EVERY = 10
 """Images between two reports."""
+
+_LEARNS_FROM = 100
+"""Images: a change among these may be taken for how the stream is."""
+_LATELY = 30
+"""Images whose novelty is counted in the text."""
 
 _MOST_MEMORY = 0.3
 """With more, one value must be so rare for an alarm that ranks among hundreds of images cannot show it."""
@@ -194,6 +200,8 @@ class _Channel:
         self._drift: Drift | None = None
         self._state = ""
         self._alarm_at = ("", -1)
+        self._known = 0
+        self._novel: deque[bool] = deque(maxlen=_LATELY)
         self.text = f"drift alarm{self._of}: no image yet"
 
     @property
@@ -206,6 +214,8 @@ class _Channel:
         return self._state == "changed"
 
     def take(self, result: MicrographResult) -> ChangeReport | None:
+        if result.novelty is not None:
+            self._novel.append(result.novelty.novel)
         values = _values(result)
         if self._watch is None:
             if not values:
@@ -227,7 +237,9 @@ class _Channel:
         watch, learnt = self._table.begin(names), self._learnt
         model = result.fingerprints[0].model.sha256 if result.fingerprints else ""
         if learnt is not None and learnt.sha256 == model and set(names) <= set(learnt.names):
-            watch.learn(learnt.values.numpy()[:, [learnt.names.index(name) for name in names]])
+            values = learnt.values.numpy()
+            watch.learn(values[:, [learnt.names.index(name) for name in names]])
+            self._known = len(values)
         return watch
 
     def _report(self, result: MicrographResult, drift: Drift) -> ChangeReport:
@@ -252,10 +264,18 @@ class _Channel:
             flags=(STREAM_CHANGED,) if self.alarm else (),
         )
 
+    @property
+    def _strange(self) -> str:
+        # A stream of strange images is the same all the time, and "the same" alone would sound like "good".
+        novel = sum(self._novel)
+        if 2 * novel < len(self._novel) or not novel:
+            return ""
+        return f"; {novel} of the last {len(self._novel)} images are novel to the model"
+
     def _words(self, drift: Drift) -> str:
         seen = f"{drift.images} image{'s' if drift.images > 1 else ''}"
         if self._state == "learning":
-            return f"drift alarm{self._of}: learns from the first images, {seen} so far"
+            return f"drift alarm{self._of}: learns from the first images, {seen} so far{self._strange}"
         assert self._watch is not None
         moved = drift.change[self._watch.names.index(drift.foremost)]
         what = f"{_WORDS[drift.foremost]} {moved:+.1f} standard deviations"
@@ -263,7 +283,10 @@ class _Channel:
             uid, frame = self._alarm_at
             words = f"images{self._of} changed, seen at image {frame} of series {uid[:8]}; lately {what} off"
             return f"{words}; look at microscope and specimen; the alarm begins anew with a restart"
-        words = f"images{self._of} the same over {seen}; most off: {what}"
+        words = f"images{self._of} the same over {seen}"
+        if self._known + drift.images < _LEARNS_FROM:
+            words += f" (what is usual is learnt until {_LEARNS_FROM})"
+        words += f"; most off: {what}{self._strange}"
         if drift.correlated:
             words += (
                 "; neighbouring images are alike: false alarms are more frequent, make drift.block larger"

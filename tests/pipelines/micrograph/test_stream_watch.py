@@ -101,6 +101,29 @@ def test_an_image_is_not_its_own_neighbour_and_no_number_is_near() -> None:
     assert Neighbours(0).of(key(0), vector) == ()
 
 
+def test_a_stream_of_strange_images_is_not_simply_the_same() -> None:
+    rng = np.random.default_rng(3)
+    watch = StreamWatch(DriftTable(), 2)
+    usual = [result(n, rng) for n in range(30)]
+    follow(watch, usual)
+    assert "over 30 images (what is usual is learnt until 100); most off:" in watch.text
+    assert "novel" not in watch.text
+    strange = [_novel(result(n, rng)) for n in range(30, 44)]
+    follow(watch, strange)
+    assert "novel" not in watch.text
+    follow(watch, [_novel(result(n, rng)) for n in range(44, 56)])
+    assert "the same over 56 images" in watch.text
+    assert watch.text.endswith("; 26 of the last 30 images are novel to the model")
+    follow(watch, [result(n, rng) for n in range(56, 110)])
+    assert "is learnt until" not in watch.text
+    assert "novel" not in watch.text
+
+
+def _novel(found: MicrographResult) -> MicrographResult:
+    assert found.novelty is not None
+    return msgspec.structs.replace(found, novelty=msgspec.structs.replace(found.novelty, novel=True))
+
+
 def test_a_stream_that_stays_is_reported_every_ten_images() -> None:
     rng = np.random.default_rng(1)
     watch = StreamWatch(DriftTable(), 2)
