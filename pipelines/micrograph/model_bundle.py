@@ -128,7 +128,9 @@ class NoveltyDecision(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
             raise ValueError(f"neighbours: expected 1 or more, got {self.neighbours}")
 
 
-class PosteriorDecision(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class PosteriorDecision(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
     """The attributes of `PosteriorReference` of these names."""
 
     quantity: str
@@ -137,6 +139,7 @@ class PosteriorDecision(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     sharpness: float
     correlation: float
     level: float
+    sources: int | None = None
 
     def __post_init__(self) -> None:
         _check_level(self.level)
@@ -144,6 +147,8 @@ class PosteriorDecision(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
             raise ValueError(f"sharpness: expected a number above 0, got {self.sharpness:g}")
         if not 0.0 <= self.correlation <= 1.0:
             raise ValueError(f"correlation: expected 0 to 1, got {self.correlation:g}")
+        if self.sources is not None and self.sources < 1:
+            raise ValueError(f"sources: expected 1 or more, got {self.sources}")
 
 
 class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -211,6 +216,7 @@ def describe(parts: BundleParts) -> dict[str, dict[str, Any]]:
             sharpness=posterior.sharpness,
             correlation=posterior.correlation,
             level=posterior.level,
+            sources=posterior.sources,
         ),
         alarm=parts.alarm_names,
     )
@@ -307,6 +313,8 @@ def _novelty_arrays(reference: NoveltyReference, *, with_conditions: bool) -> Ar
         arrays |= _ragged("held_out_codes", held.codes)
         if held.log_likelihood is not None and (with_conditions or held.log_likelihood[0].shape[1] == 1):
             arrays |= _ragged("held_out_log_likelihood", held.log_likelihood)
+            if held.has_candidate is not None:
+                arrays["held_out_has_candidate"] = held.has_candidate
     return arrays
 
 
@@ -340,10 +348,20 @@ def _novelty(arrays: Mapping[str, AnyArray], decision: Decision, stated: Novelty
         _shaped(arrays, "image_mean", (kept,)),
         _shaped(arrays, "image_whitening", (kept, kept)),
         code_space,
-        HeldOut(latents, codes, likelihood, sources, stated.by_source),
+        HeldOut(latents, codes, likelihood, sources, stated.by_source, _has_candidate(arrays, len(latents))),
         stated.level,
         stated.neighbours,
     )
+
+
+def _has_candidate(arrays: Mapping[str, AnyArray], images: int) -> npt.NDArray[np.bool_] | None:
+    name = "held_out_has_candidate"
+    if name not in arrays:
+        return None
+    found: npt.NDArray[np.bool_] = _shaped(arrays, name, (images,), np.bool_)
+    if not found.any():
+        raise ValueError(f"{name}: expected one image at least whose condition is a candidate")
+    return found
 
 
 def _posterior(arrays: Mapping[str, AnyArray], decision: PosteriorDecision) -> PosteriorReference:
@@ -366,6 +384,7 @@ def _posterior(arrays: Mapping[str, AnyArray], decision: PosteriorDecision) -> P
         decision.sharpness,
         decision.correlation,
         decision.level,
+        decision.sources,
     )
 
 

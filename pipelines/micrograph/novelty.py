@@ -58,7 +58,7 @@ class ImageFeatures:
     source : str
         Specimen or spot: images of one source are not independent. "" for an image by itself.
     condition : int
-        Number of the candidate that is nearest to its true condition; −1 where it is unknown.
+        Number of the candidate that stands for its true condition; −1 where none does, or it is unknown.
     """
 
     latents: AnyArray
@@ -196,6 +196,8 @@ class HeldOut:
     sources : (images,) int64
     by_source : bool
         Whether those are sources, or there were too few of them and they are images.
+    has_candidate : (images,) bool, optional
+        Whether a candidate stands for the image's condition; None where one does for all, or it is unknown.
     """
 
     latents: tuple[AnyArray, ...]
@@ -203,6 +205,19 @@ class HeldOut:
     log_likelihood: tuple[AnyArray, ...] | None
     sources: IntArray
     by_source: bool
+    has_candidate: npt.NDArray[np.bool_] | None = None
+
+    def of_candidates(self, level: float) -> tuple[IntArray, IntArray]:
+        """Return numbers of the images whose condition is among the candidates, and those of their sources.
+
+        Sources are ranked where they are enough of them for the level, else images, as `ranked_sources` does.
+        """
+        if self.has_candidate is None:
+            return np.arange(len(self.sources)), self.sources
+        images = np.flatnonzero(self.has_candidate)
+        sources = np.unique(self.sources[images], return_inverse=True)[1].astype(np.int64)
+        enough = int(sources.max(initial=-1)) + 1 >= 1.0 / level
+        return images, sources if enough else np.arange(len(images), dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,12 +284,15 @@ class NoveltyReference:
     def fit_typicality(self, image: ImageFeatures) -> float:
         """Return the share of held-out images whose codes fit the trained conditions as badly, or worse.
 
-        That is, of divergence and bits per code; 1 without a PixelCNN.
+        That is, of divergence and bits per code; 1 without a PixelCNN. Only images whose condition is a
+        candidate are ranked among: that the asked one is of these is what is doubted. Codes of others fit
+        worse by nature; among them, what is none of the candidates would look usual.
         """
         if not self.weighs_codes or self.code_space is None:
             return 1.0
         asked, known = _scale(self._of_image(image)), self._known(image)
-        return typicality(known[:, 2:], asked[2:], self.held_out.sources, (False, True))
+        images, sources = self.held_out.of_candidates(self.level)
+        return typicality(known[images, 2:], asked[2:], sources, (False, True))
 
     def _of_image(self, image: ImageFeatures) -> FloatArray:
         whitened = self.space.whitened(image.latents)
@@ -358,7 +376,8 @@ def fit_novelty(
     training_latents : (n, d) array
         Of patches of the training images.
     held_out : sequence of ImageFeatures
-        Of images of sources that nothing was trained on: 1 / level of them at least.
+        Of images of sources that nothing was trained on: 1 / level of them at least. Novelty ranks among all
+        of them: one whose condition is no candidate is an image of the known kind still.
     training_images : (n,) int array, optional
         Number of the image that each training patch is from; without it, each patch counts as an image,
         and what is foreign in an image as a whole is seen less well.
@@ -397,6 +416,7 @@ def fit_novelty(
         codes = tuple(_sorted(_given(each.codes)) for each in held_out)
         if any(each.log_likelihood is not None for each in held_out):
             likelihood = tuple(np.asarray(_given(each.log_likelihood), np.float32) for each in held_out)
+    has_candidate = np.array([each.condition >= 0 for each in held_out])
     return NoveltyReference(
         space,
         reference,
@@ -409,6 +429,7 @@ def fit_novelty(
             likelihood,
             sources,
             by_source,
+            has_candidate if has_candidate.any() and not has_candidate.all() else None,
         ),
         level,
         neighbours,

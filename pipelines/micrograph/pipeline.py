@@ -127,6 +127,11 @@ class MicrographPipeline:
                     f"bundle {model.model.name}: calibrated on too few specimens: of a new one, more than"
                     f" {parts.novelty.level:.0%} of the images may be called novel"
                 )
+            if parts.posterior is not None and parts.posterior.few_sources:
+                lines.append(
+                    f"bundle {model.model.name}: {parts.posterior.quantity} calibrated on too few specimens"
+                    f" ({parts.posterior.sources}): of a new one, it may be surer than it is right"
+                )
         if config.drift.on:
             lines.append(
                 f"drift alarm: {config.drift.images_between_false_alarms:g} images between false alarms"

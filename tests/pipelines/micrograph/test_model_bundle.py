@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,32 @@ def test_parts_come_back_as_they_were(model_folder: Path) -> None:
     assert found.novelty.judge(image) == made.novelty.judge(image)
     assert found.novelty.fit_typicality(image) == made.novelty.fit_typicality(image)
     assert found.posterior.judge(image.log_likelihood) == made.posterior.judge(image.log_likelihood)
+
+
+def test_what_older_bundles_do_not_hold_is_unknown_and_of_others_comes_back(tmp_path: Path) -> None:
+    made = fitted()[0]
+    assert made.posterior is not None
+    assert made.novelty is not None
+    older = replace(made.posterior, sources=None)
+    make_bundle(tmp_path / "older", posterior=older)
+    described = load_bundle(tmp_path / "older")
+    assert "sources" not in described.description.decision["posterior"]
+    found = read_parts(described)
+    assert found.posterior is not None
+    assert found.novelty is not None
+    assert (found.posterior.sources, found.posterior.few_sources) == (None, False)
+    assert found.novelty.held_out.has_candidate is None
+    some = np.arange(len(made.novelty.held_out.sources)) % 3 > 0
+    novelty = replace(made.novelty, held_out=replace(made.novelty.held_out, has_candidate=some))
+    make_bundle(tmp_path / "new", posterior=replace(made.posterior, sources=4), novelty=novelty)
+    found = read_parts(load_bundle(tmp_path / "new"))
+    assert found.posterior is not None
+    assert found.novelty is not None
+    assert (found.posterior.sources, found.posterior.few_sources) == (4, True)
+    np.testing.assert_array_equal(found.novelty.held_out.has_candidate, some)
+    rearrange(tmp_path / "new", lambda a: a.update(held_out_has_candidate=np.zeros(len(some), bool)))
+    with pytest.raises(BundleError, match="held_out_has_candidate: expected one image at least"):
+        read_parts(load_bundle(tmp_path / "new"))
 
 
 def test_networks_say_what_the_bundle_was_made_of(model_folder: Path) -> None:
@@ -111,6 +138,7 @@ def test_a_prior_whose_conditions_were_not_calibrated_is_not_asked(tmp_path: Pat
         (lambda d: d["decision"]["posterior"].update(candidates=["1"]), "1 candidates and 4 values"),
         (lambda d: d["decision"]["posterior"].update(sharpness=-1.0), "sharpness: expected a number above 0"),
         (lambda d: d["decision"]["posterior"].update(correlation=1.5), "correlation: expected 0 to 1, got"),
+        (lambda d: d["decision"]["posterior"].update(sources=0), "sources: expected 1 or more, got 0"),
         (lambda d: d["decision"]["novelty"].update(level=0.0), "level: expected a number between 0 and 1"),
         (lambda d: d["decision"]["novelty"].update(neighbours=0), "neighbours: expected 1 or more, got 0"),
         (lambda d: d["networks"].pop("prior"), "has no network prior"),

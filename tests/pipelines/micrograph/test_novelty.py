@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from scipy.spatial.distance import jensenshannon
 
 from pipelines.micrograph.novelty import (
     CodeSpace,
+    HeldOut,
     ImageFeatures,
     LatentSpace,
     NoveltyReference,
@@ -62,6 +64,45 @@ def test_what_is_kept_of_held_out_images_shows_nothing_of_them(reference: Novelt
     for codes in reference.held_out.codes:
         flat = codes.reshape(len(codes), -1)
         np.testing.assert_array_equal(flat, np.sort(flat, axis=1))
+
+
+def test_what_fits_no_candidate_is_not_weighed_among_what_cannot_fit_one() -> None:
+    rng = np.random.default_rng(6)
+    training = [image(rng) for _ in range(60)]
+    inside = [replace(image(rng), condition=0) for _ in range(100)]
+    # Held out, too: images made otherwise than any candidate says.
+    outside = [image(rng, foreign=0.5) for _ in range(40)]
+    learn = {
+        "training_images": np.repeat(np.arange(60), 16),
+        "training_codes": np.concatenate([each.codes for each in training if each.codes is not None]),
+        "codebook": CODES,
+    }
+    latents = np.concatenate([each.latents for each in training])
+    both = fit_novelty(latents, outside + inside, **learn)  # type: ignore[arg-type]
+    alone = fit_novelty(latents, inside, **learn)  # type: ignore[arg-type]
+    assert both.held_out.has_candidate is not None
+    assert both.held_out.has_candidate.sum() == 100
+    assert alone.held_out.has_candidate is None
+    asked = [image(rng, foreign=0.5) for _ in range(30)]
+    found = [both.fit_typicality(each) for each in asked]
+    assert found == [alone.fit_typicality(each) for each in asked]
+    assert np.mean(np.array(found) < 0.05) > 0.9
+    usual = [both.fit_typicality(image(rng)) for _ in range(400)]
+    assert np.mean(np.array(usual) < 0.05) < 0.09
+    # All of them are images of the known kind: none that is like them is novel.
+    assert np.mean([both.judge(each).novel for each in asked]) < 0.2
+    assert all(alone.judge(each).novel for each in asked)
+
+
+def test_images_with_a_candidate_are_ranked_by_source_where_that_is_possible() -> None:
+    held = HeldOut((), None, None, np.repeat(np.arange(30), 2), True, np.arange(60) >= 12)
+    images, sources = held.of_candidates(0.05)
+    np.testing.assert_array_equal(images, np.arange(12, 60))
+    np.testing.assert_array_equal(sources, np.repeat(np.arange(24), 2))
+    fewer = replace(held, has_candidate=np.arange(60) >= 24)
+    np.testing.assert_array_equal(fewer.of_candidates(0.05)[1], np.arange(36))
+    every = replace(held, has_candidate=None)
+    np.testing.assert_array_equal(every.of_candidates(0.05)[1], held.sources)
 
 
 @settings(max_examples=50)

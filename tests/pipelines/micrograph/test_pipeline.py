@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,16 @@ def test_several_models_each_have_a_fingerprint(model_folder: Path, tmp_path: Pa
     assert len(pipe.engines()) == 4
     with pytest.raises(ConfigError, match=r"streams.sem.pipeline.bundle: a bundle is named twice"):
         build(Config(bundle=(str(model_folder),) * 2), StreamContext("sem"))
+
+
+def test_it_is_said_where_few_specimens_calibrated_the_process_condition(tmp_path: Path) -> None:
+    posterior = fitted()[0].posterior
+    assert posterior is not None
+    make_bundle(tmp_path / "few", posterior=dataclasses.replace(posterior, sources=3))
+    make_bundle(tmp_path / "many", posterior=dataclasses.replace(posterior, sources=10))
+    words = "ln_cooling_rate calibrated on too few specimens (3): of a new one, it may be surer than"
+    assert any(words in line for line in pipeline(tmp_path / "few").describe())
+    assert not any("calibrated on too few" in line for line in pipeline(tmp_path / "many").describe()[:4])
 
 
 def test_the_bundle_that_was_chosen_is_taken(model_folder: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_probabilities_are_calibrated_whatever_the_network_overstates() -> None:
     rng = np.random.default_rng(1)
     reference = fit(images(rng, 400))
     # Sixteen equal patches are worth one, and it is four times too sure.
-    assert reference.correlation > 0.99
+    assert reference.correlation > 0.95
     assert reference.sharpness == pytest.approx(0.25, rel=0.25)
     for patches in (16, 4, 1):
         p, true = judged(reference, images(rng, 4000, patches))
@@ -67,6 +67,58 @@ def test_independent_patches_add_up() -> None:
     reference = fit(held_out)
     assert reference.correlation < 0.15
     assert reference.sharpness == pytest.approx(1.0, rel=0.3)
+
+
+def specimens(
+    rng: np.random.Generator, count: int, images_each: int, name: str = "specimen"
+) -> list[ImageFeatures]:
+    """Images of specimens whose network sees a rate that is off, for all images of a specimen alike."""
+    places = np.linspace(0.0, 3.4, 7)
+    found = []
+    for number in range(count):
+        rate = rng.uniform(0.0, 3.4)
+        seen = rate + rng.normal(0.0, 0.4)
+        for _ in range(images_each):
+            patches = seen + rng.normal(0.0, 0.05) + rng.normal(0.0, 0.3, 16)
+            nats = -np.square(patches[:, None] - places) / (2.0 * 0.6**2) - 900.0
+            condition = int(np.abs(places - rate).argmin())
+            found.append(ImageFeatures(np.zeros((16, 1)), None, nats, f"{name} {number}", condition))
+    return found
+
+
+def fit_seven(held_out: list[ImageFeatures]) -> PosteriorReference:
+    inputs = np.linspace(0.0, 3.4, 7, dtype=np.float32)[:, None]
+    return fit_posterior("rate", [f"{v:.3g}" for v in inputs[:, 0]], inputs, held_out)
+
+
+def test_specimens_count_alike_however_many_images_they_have() -> None:
+    held_out = specimens(np.random.default_rng(4), 12, 2)
+    one_more_often = held_out + held_out[:2] * 20
+    first, again = fit_seven(held_out), fit_seven(one_more_often)
+    assert (first.sources, again.sources) == (12, 12)
+    assert again.sharpness == pytest.approx(first.sharpness, rel=1e-3)
+    assert again.correlation == pytest.approx(first.correlation, abs=1e-3)
+    # Images that nobody says the source of are one each.
+    assert fit(images(np.random.default_rng(4), 15)).sources == 15
+
+
+def test_images_of_one_specimen_do_not_make_it_sure_of_all_others() -> None:
+    flat = -math.log(7.0)
+    scores = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        reference = fit_seven(specimens(rng, 1, 20))
+        assert reference.few_sources
+        scores.append(log_score(*judged(reference, specimens(rng, 150, 1))))
+    # Without what is expected beforehand, the worst was −8.3 and the mean that of a flat guess.
+    assert min(scores) > flat
+    assert np.mean(scores) > flat + 0.6
+    # With ten it is as good as with many.
+    rng = np.random.default_rng(0)
+    ten, many = fit_seven(specimens(rng, 10, 4)), fit_seven(specimens(rng, 200, 1))
+    fresh = specimens(rng, 400, 1)
+    assert not ten.few_sources
+    assert log_score(*judged(ten, fresh)) > log_score(*judged(many, fresh)) - 0.1
 
 
 def test_probabilities_in_closed_form() -> None:
@@ -112,7 +164,7 @@ def test_what_does_not_fit_together_is_refused() -> None:
         fit([ImageFeatures(np.zeros((1, 1)))])
     with pytest.raises(ValueError, match=r"shape \(16, 3\), expected \(patches, 2\)"):
         fit_posterior("rate", NAMES[:2], np.zeros((2, 1)), held_out)
-    with pytest.raises(ValueError, match="condition of 9 is known, calibration needs 10"):
+    with pytest.raises(ValueError, match="condition of 9 is among the candidates, calibration needs 10"):
         fit([*held_out[:9], *(ImageFeatures(i.latents, None, i.log_likelihood) for i in held_out[9:])])
     with pytest.raises(ValueError, match="condition 7 is none of 3 candidates"):
         fit([ImageFeatures(held_out[0].latents, None, held_out[0].log_likelihood, condition=7)])

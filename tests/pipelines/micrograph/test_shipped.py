@@ -32,6 +32,17 @@ def test_both_come_along() -> None:
     assert sorted(SHIPPED) == ["ni-superalloy", "two-phase-synthetic"]
 
 
+def test_both_say_what_they_were_calibrated_on(analyses: dict[str, MicrographAnalysis]) -> None:
+    nickel, synthetic = (analyses[name].models[0].parts for name in ("ni-superalloy", "two-phase-synthetic"))
+    assert nickel.posterior is None
+    assert nickel.novelty is not None
+    assert synthetic.novelty is not None
+    assert (nickel.novelty.held_out.by_source, synthetic.novelty.held_out.by_source) == (False, True)
+    # All candidates stand for all of its 100 images, each of a place of its own.
+    assert synthetic.novelty.held_out.has_candidate is None
+    assert len(set(synthetic.novelty.held_out.sources.tolist())) == 100
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_what_comes_along_is_small_and_says_how_it_was_made_and_judged(name: str) -> None:
     folder = SHIPPED[name]
