@@ -321,13 +321,14 @@ class Naming:
         self.by_order = bool(without)
 
 
-def natural_key(name: str) -> list[tuple[int, str]]:
-    """Sort key that takes runs of digits as numbers.
+def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Sort key that takes runs of digits as numbers, and parts names that differ in leading zeros.
 
-    >>> sorted(["img_10", "img_2"], key=natural_key)
-    ['img_2', 'img_10']
+    >>> sorted(["img_10", "img_2", "img_02"], key=natural_key)
+    ['img_02', 'img_2', 'img_10']
     """
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
+    parts = [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
+    return parts, name
 
 
 def stem_of(name: str) -> str:

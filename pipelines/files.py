@@ -110,13 +110,15 @@ def expand(patterns: Iterable[str | Path]) -> list[str]:
     return names
 
 
-def natural_key(name: str) -> list[tuple[int, str]]:
-    """Sort key that takes runs of digits as numbers.
+def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Sort key that takes runs of digits as numbers, and parts names that differ in leading zeros.
 
-    >>> sorted(["img_10", "img_2"], key=natural_key)
-    ['img_2', 'img_10']
+    >>> sorted(["img_10", "img_2", "img_02"], key=natural_key)
+    ['img_02', 'img_2', 'img_10']
     """
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+    parts = [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+    # Without the name a2 and a02 would be equal, and stay in the order in which the file system lists them.
+    return parts, name
 
 
 def read_images(path: str | Path) -> Iterator[tuple[str, npt.NDArray[Any]]]:

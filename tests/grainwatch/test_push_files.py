@@ -200,6 +200,8 @@ def test_names_have_numbers_or_are_counted() -> None:
 
 def test_names() -> None:
     assert sorted(["a10", "a9", "b1", "a9b"], key=natural_key) == ["a9", "a9b", "a10", "b1"]
+    for listed in (["a9", "a09"], ["a09", "a9"]):
+        assert sorted(listed, key=natural_key) == ["a09", "a9"]
     assert [stem_of(n) for n in ("a.tif", "a.tif.gz", "a.b", "a.0001", "a")] == ["a", "a", "a", "a.0001", "a"]
     assert all(map(is_image, ("a.tif", "a.TIFF.GZ", "a.mccd", "a.edf.bz2", "a.cbf", "a.npy")))
     assert not any(map(is_image, ("a.h5", "a.txt", "tif", "a.tif.zip", "a.nxs")))

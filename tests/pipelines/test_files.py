@@ -263,3 +263,11 @@ def test_natural_order_of_folders_and_patterns(tmp_path: Path) -> None:
 def test_natural_key_keeps_text_and_numbers_apart() -> None:
     names = ["b1", "a2", "a10", "2", "10", "a"]
     assert sorted(names, key=natural_key) == ["2", "10", "a", "a2", "a10", "b1"]
+
+
+def test_names_that_differ_in_leading_zeros_have_an_order_of_their_own() -> None:
+    # Otherwise the file system decides it, and another machine reads the same files in another order.
+    names = ["a1.tif", "a001.tif", "a01.tif", "a2.tif", "1", "01", "1_1", "1_01"]
+    in_order = ["01", "1", "1_01", "1_1", "a001.tif", "a01.tif", "a1.tif", "a2.tif"]
+    for listed in (names, names[::-1]):
+        assert sorted(listed, key=natural_key) == in_order
