@@ -117,7 +117,13 @@ def make_prior(
     remarks: list[str] = []
     if data.images.conditions is not None:
         try:
-            candidates = Candidates.of(data.images.conditions, data.parts.trained_on, options.candidates)
+            candidates = Candidates.of(
+                data.images.conditions,
+                data.parts.trained_on,
+                options.candidates,
+                held_out=np.concatenate([data.parts.calibration, data.parts.judged]),
+                groups=data.images.groups,
+            )
         except ValueError as error:
             # Codes cannot be weighed without a condition to weigh them under.
             likelihood = None

@@ -69,7 +69,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("torch", "onnxscript"):
         pytest.importorskip(name, reason=NO_TORCH)
     place = tmp_path_factory.mktemp("bundles")
-    images = [*_folder(place), "--label", "ln_cooling_rate"]
+    # A posterior takes ten whole images to calibrate: half of the fifth that is held out.
+    images = [*_folder(place, 120), "--label", "ln_cooling_rate"]
     one, two, three = (str(place / name) for name in ("codes", "codes-2", "codes-3"))
     printed = _done(["vqvae", *images, "--pixel-size-um", "0.25", "--patch-px", "32", "--out", one, *VQ])
     (place / "vqvae.txt").write_text(printed)
@@ -101,6 +102,7 @@ def test_the_bundles_hold_what_they_say_and_each_part_passes_its_test(made: Path
     assert found.posterior is not None
     assert found.posterior.quantity == "ln_cooling_rate"
     assert len(found.posterior.candidates) == 3
+    assert (found.posterior.sources, found.posterior.few_sources) == (6, True)
     # Pixel size is what was said for images that say nothing.
     assert found.domain.pixel_size_um == (0.25, 0.25)
     # Self-tests are made of images that nobody took.
@@ -112,7 +114,7 @@ def test_the_bundles_hold_what_they_say_and_each_part_passes_its_test(made: Path
 
 def test_figures_are_printed_beside_their_baselines_and_drawn(made: Path) -> None:
     codes, pixel, vae = ((made / f"{name}.txt").read_text() for name in ("vqvae", "pixelcnn", "vae"))
-    assert "30 groups" not in codes
+    assert "12 groups" in codes
     assert re.search(
         r"held-out patches by codes: [\d.]+ dB\n +average pooling at the same length: [\d.]+", codes
     )
@@ -224,6 +226,38 @@ def test_a_prior_of_other_codes_is_refused(made: Path, tmp_path: Path) -> None:
     write_bundle(copy, described, {n: c for n, c in two.files.items() if n != "bundle.json"})
     command = ["micrographs", "--bundle", str(copy), "-c", "ln_cooling_rate=1", "--out", str(tmp_path / "x")]
     assert "is not the encoder whose codes the PixelCNN has learned" in _refused(command, generate_app)
+
+
+@pytest.mark.usefixtures("torch")
+def test_specimens_of_one_rate_each_are_weighed_over_the_range_of_those_trained_on(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    lines = ["file,group,ln_cooling_rate"]
+    for specimen, rate in enumerate((0.0, 0.6, 1.2, 1.8, 2.4, 3.0, 1.1, 3.4)):
+        simulator = MicrographSimulator(shape=(32, 64), ln_cooling_rates=(rate, rate))
+        for number, sample in enumerate(simulator.samples(100 * specimen, 10)):
+            name = f"{specimen}_{number}.png"
+            Image.fromarray(sample.image).save(images / name)
+            lines.append(f"{name},specimen {specimen},{rate}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
+    data = ["--images", str(images), "--labels", str(tmp_path / "labels.csv"), "--cores", "1"]
+    data += ["--no-overlaps", "--held-out", "specimen 6", "--held-out", "specimen 7"]
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    _done(["vqvae", *data, "--patch-px", "32", "--out", one, *VQ[:-1], "6"])
+    printed = _done(["pixelcnn", *data, "--vqvae", one, "--out", two, "--drawn", "16", *PIXEL[:-1], "6"])
+    told = json.loads((tmp_path / "two" / "evaluation.json").read_text())
+    left_out = (
+        "10 of 20 held-out images are of a condition that no candidate stands for (ln_cooling_rate: 0 to 3)"
+    )
+    assert left_out in printed
+    assert any(left_out in remark for remark in told["remarks"])
+    # 1.0 stands for the 1.1 of the specimen that calibrates; nothing stands for the 3.4 of the other one.
+    found = read_parts(load_bundle(tmp_path / "two")).posterior
+    assert found is not None
+    np.testing.assert_allclose(found.values, np.arange(7) / 2.0, atol=1e-6)
+    assert found.sources == 1
+    assert "posterior" not in told
+    assert "the posterior is not judged" in printed
 
 
 @pytest.mark.usefixtures("torch")

@@ -9,13 +9,20 @@ import numpy as np
 import pytest
 
 from offline_training.micrograph.data import Data, DataRequest, load_data
-from offline_training.micrograph.images import part_images, synthetic_images
+from offline_training.micrograph.images import Parts, part_images, synthetic_images
 from offline_training.micrograph.labels import Conditions
 from offline_training.micrograph.references import Candidates, fit_parts, image_features, in_parts
 from pipelines.engines.bundle import SCHEMA, Bundle, Description
 from pipelines.micrograph.acquisition import Acquisition
 from pipelines.micrograph.matching import ReferenceHistogram
-from pipelines.micrograph.model_bundle import BundleParts, BundlePreparation, describe, pack
+from pipelines.micrograph.model_bundle import (
+    ALARM_COMPONENTS,
+    BundleParts,
+    BundlePreparation,
+    describe,
+    pack,
+)
+from pipelines.micrograph.morphology import morphology
 from pipelines.micrograph.novelty import ImageFeatures
 from pipelines.micrograph.posterior import fit_posterior
 from pipelines.micrograph.preparation import PreparationParameters
@@ -53,18 +60,54 @@ def test_candidates_are_what_occurs_or_places_of_the_range() -> None:
     assert len(seven.names) == 7
     assert seven.values[0] == pytest.approx(float(continuous.values[10, 0]))
     assert seven.values[-1] == pytest.approx(float(continuous.values[39, 0]))
-    assert seven.nearest(np.array([1.5], np.float32)) == 3
+    assert seven.standing_for(np.array([1.5], np.float32)) == 3
     few = Candidates.of(Conditions(("rate",), np.array([[1], [5], [1]], np.float32)), np.arange(3))
     assert few.values == (1.0, 5.0)
     classes = Candidates.of(Conditions(("class",), np.array([0, 1, 1]), ("a", "b")), np.arange(3))
-    assert (classes.names, classes.values, classes.nearest(np.int64(1))) == (("a", "b"), (), 1)
+    assert (classes.names, classes.values, classes.standing_for(np.int64(1))) == (("a", "b"), (), 1)
     two = Conditions(("rate", "carbon"), np.array([[1, 0.1], [1, 0.2], [2, 0.1]], np.float32))
     several = Candidates.of(two, np.arange(3))
     assert several.values == ()
     # In units of their spread: 0.05 of carbon counts for more than 0.2 of the rate.
-    assert several.nearest(np.array([1.2, 0.2], np.float32)) == 1
+    assert several.standing_for(np.array([1.2, 0.2], np.float32)) == 1
+    # A pair that never occurred is neither of its neighbours.
+    assert several.standing_for(np.array([2.0, 0.2], np.float32)) == -1
     with pytest.raises(ValueError, match="1 conditions"):
         Candidates.of(few_of_one(), np.arange(2))
+
+
+def test_a_candidate_stands_for_what_is_nearer_than_half_way_to_the_next() -> None:
+    even = Candidates.of(
+        Conditions(("rate",), np.linspace(0, 3, 50, dtype=np.float32)[:, None]), np.arange(50)
+    )
+    asked = np.array([-0.3, -0.2, 0.0, 0.24, 0.26, 0.75, 3.2, 3.3], np.float32)
+    assert [even.standing_for(value[None]) for value in asked[:5]] == [-1, 0, 0, 0, 1]
+    assert even.standing_for(asked[5:6]) in (1, 2)  # midway
+    assert [even.standing_for(value[None]) for value in asked[6:]] == [6, -1]
+    levels = Candidates.of(Conditions(("rate",), np.array([[1], [2], [10]], np.float32)), np.arange(3))
+    told = [
+        levels.standing_for(np.array([value], np.float32)) for value in (1.4, 1.6, 2.4, 4.0, 7.0, 13.0, 15.0)
+    ]
+    assert told == [0, 1, 1, -1, 2, 2, -1]
+
+
+def test_a_number_of_each_specimen_is_weighed_over_the_range_and_levels_at_their_values() -> None:
+    # Eight specimens of one rate each, four images of each; two specimens are held out.
+    rates = np.repeat([1.1, 2.3, 0.4, 3.1, 1.9, 2.7, 0.9, 1.5], 4).astype(np.float32)[:, None]
+    groups = [f"specimen {n // 4}" for n in range(32)]
+    trained_on, held_out = np.arange(24), np.arange(24, 32)
+    each = Candidates.of(Conditions(("rate",), rates), trained_on, held_out=held_out, groups=groups)
+    np.testing.assert_allclose(each.values, np.linspace(0.4, 3.1, 7), rtol=1e-6)
+    assert [each.standing_for(rates[n]) for n in (24, 28)] == [1, 2]
+    # Where what is held out was trained on, too, or nobody says what is, the values are asked for.
+    same = Candidates.of(Conditions(("rate",), rates), trained_on, held_out=np.arange(4), groups=groups)
+    alone = Candidates.of(Conditions(("rate",), rates), trained_on)
+    assert same.values == alone.values == pytest.approx((0.4, 1.1, 1.9, 2.3, 2.7, 3.1))
+    # Three treatments of several specimens each, and one specimen of another: it is none of the three.
+    treated = np.repeat([1.0, 10.0, 100.0, 1.0, 10.0, 100.0, 1.0, 30.0], 4).astype(np.float32)[:, None]
+    three = Candidates.of(Conditions(("s",), treated), trained_on, held_out=held_out, groups=groups)
+    assert three.values == (1.0, 10.0, 100.0)
+    assert [three.standing_for(treated[n]) for n in (24, 28)] == [0, -1]
 
 
 def few_of_one() -> Conditions:
@@ -90,6 +133,133 @@ def test_parts_judge_images_of_their_kind_and_come_back_from_a_bundle() -> None:
     described = describe(parts)
     assert described["decision"]["codebook"] == 16
     assert pack(parts)["reference.npz"]
+
+
+def _specimens(rates: list[float], images_each: int, held_out: tuple[int, ...]) -> Data:
+    """Images of specimens, each made at one rate; of those held out, every second one calibrates."""
+    preparation = BundlePreparation(parameters=PreparationParameters(patch_px=PATCH))
+    simulators = [MicrographSimulator(shape=(64, 96), ln_cooling_rates=(r, r), seed=7) for r in rates]
+    sets = [
+        synthetic_images(simulator, images_each, preparation.parameters, first=1000 * number)
+        for number, simulator in enumerate(simulators)
+    ]
+    first = sets[0]
+    numbers = np.repeat(np.arange(len(rates)), images_each)
+    images = replace(
+        first,
+        names=tuple(name for each in sets for name in each.names),
+        images=tuple(image for each in sets for image in each.images),
+        groups=tuple(f"specimen {n}" for n in numbers),
+        acquisitions=first.acquisitions * len(rates),
+        statistics=np.concatenate([each.statistics for each in sets]),
+        conditions=Conditions(("rate",), np.array(rates, np.float32)[numbers][:, None]),
+    )
+    places = {n: place for place, n in enumerate(held_out)}
+    part = np.array([places.get(int(n), -1) for n in numbers])
+    parts = Parts(
+        np.flatnonzero(part < 0),
+        np.flatnonzero((part >= 0) & (part % 2 == 0)),
+        np.flatnonzero((part >= 0) & (part % 2 == 1)),
+        tuple(f"specimen {n}" for n in held_out),
+    )
+    return Data(images, parts, preparation, images.images, DataRequest("synthetic", patch_px=PATCH))
+
+
+def _weighed(data: Data, count: int = 7) -> Candidates:
+    assert data.images.conditions is not None
+    outside = np.concatenate([data.parts.calibration, data.parts.judged])
+    return Candidates.of(
+        data.images.conditions, data.parts.trained_on, count, held_out=outside, groups=data.images.groups
+    )
+
+
+def test_held_out_rates_that_were_not_trained_on_have_a_true_candidate_in_the_range_only() -> None:
+    # 0.9 and 2.1 lie within what was trained on; 3.4 does not, by more than half of the 0.5 between places.
+    data = _specimens([0.0, 0.6, 1.3, 1.8, 2.4, 3.0, 0.9, 2.1, 3.4, 3.4], 12, (6, 7, 8, 9))
+    candidates = _weighed(data)
+    np.testing.assert_allclose(candidates.values, np.arange(7) / 2.0, atol=1e-6)
+    parts, metrics, remarks = fit_parts(data, _read, 16, _likelihood, candidates)
+    assert parts.posterior is not None
+    assert parts.novelty is not None
+    assert parts.posterior.sources == 1
+    said = metrics["posterior"]
+    assert (said["images"], said["without_candidate"]["images"]) == (12, 12)
+    left_out, few, calibrated = remarks
+    assert left_out.startswith("24 of 48 held-out images are of a condition that no candidate stands for")
+    assert "(rate: 0 to 3)" in left_out
+    assert "hold out groups whose condition is trained on, or lies between two that are" in left_out
+    assert "--candidates" in left_out
+    assert few.startswith("images of 1 group calibrate the posterior, fewer than 10")
+    assert calibrated.startswith("12 images to calibrate with are few: each counts as 2")
+    # "None of these" is ranked among those that have one, novelty among all.
+    assert parts.novelty.held_out.has_candidate is not None
+    assert parts.novelty.held_out.has_candidate.tolist() == [True] * 24 + [False] * 24
+    # With fewer places each stands for more.
+    wider = _weighed(data, 3)
+    assert [wider.standing_for(np.array([v], np.float32)) for v in (0.9, 2.1, 3.4)] == [1, 1, 2]
+    assert not any("no candidate" in line for line in fit_parts(data, _read, 16, _likelihood, wider)[2])
+
+
+def test_a_posterior_that_no_image_can_calibrate_or_judge_is_not_made_up() -> None:
+    outside = _specimens([0.0, 0.6, 1.3, 1.8, 2.4, 2.0, 3.4], 12, (6, 5))
+    parts, metrics, remarks = fit_parts(outside, _read, 16, _likelihood, _weighed(outside))
+    assert parts.posterior is None
+    assert "posterior" not in metrics
+    assert "12 of 24 held-out images are of a condition that no candidate stands for" in remarks[0]
+    assert remarks[1] == (
+        "no posterior: held-out images: the condition of 0 is among the candidates, calibration needs 10"
+    )
+    # The bundle does not weigh codes then, and is judged as it will judge.
+    assert parts.novelty is not None
+    assert not parts.novelty.weighs_codes
+    assert metrics["novelty"]["images"] == 12
+    turned = _specimens([0.0, 0.6, 1.3, 1.8, 2.4, 2.0, 3.4], 12, (5, 6))
+    parts, metrics, remarks = fit_parts(turned, _read, 16, _likelihood, _weighed(turned))
+    assert parts.posterior is not None
+    assert "posterior" not in metrics
+    assert remarks[-1] == "the posterior is not judged: no image to judge by is of a candidate's condition"
+
+
+def test_parts_of_images_do_not_calibrate_a_posterior() -> None:
+    data = _data(60)
+    candidates = Candidates.of(data.images.conditions, data.parts.trained_on, 4)  # type: ignore[arg-type]
+    parts, metrics, remarks = fit_parts(data, _read, 16, _likelihood, candidates)
+    assert metrics["novelty"]["parts_of_an_image"] == 4
+    assert parts.posterior is None
+    assert remarks[0].startswith("no posterior: held-out images: the condition of 6 is among the candidates")
+
+
+def test_no_patch_is_in_two_parts() -> None:
+    rng = np.random.default_rng(0)
+    one = ImageFeatures(rng.normal(size=(40, 3)), None, rng.normal(size=(16, 2)))
+    cut, pieces = in_parts([one])
+    assert pieces == 16
+    rows = np.concatenate([each.log_likelihood for each in cut if each.log_likelihood is not None])
+    assert len(np.unique(rows, axis=0)) == len(rows) == 16
+    # One image to calibrate with has enough of them computed.
+    simulator = MicrographSimulator(shape=(256, 256))
+    preparation = BundlePreparation(parameters=PreparationParameters(patch_px=PATCH))
+    images = synthetic_images(simulator, 8, preparation.parameters)
+    parts = Parts(np.arange(6), np.array([6]), np.array([7]), images.groups[6:])
+    data = Data(images, parts, preparation, images.images, DataRequest("synthetic", patch_px=PATCH))
+    made, metrics, _ = fit_parts(data, _read, 16, lambda codes, _: rng.normal(size=(len(codes), 1)))
+    assert metrics["novelty"]["parts_of_an_image"] == 20
+    assert made.novelty is not None
+    assert made.novelty.held_out.log_likelihood is not None
+    held = np.concatenate(made.novelty.held_out.log_likelihood)
+    assert len(np.unique(held)) == len(held) == 20
+
+
+def test_what_the_alarm_begins_with_is_kept_in_no_order() -> None:
+    data = _specimens([0.2, 0.6, 1.3, 1.8, 2.4, 3.0, 0.9, 2.1, 2.8, 1.5], 12, (6, 7, 8, 9))
+    found = fit_parts(data, _read, 16)[0].alarm_values
+    assert found is not None
+    fraction = list(ALARM_COMPONENTS).index("fraction")
+    files = [morphology(data.images.images[n], patch_px=PATCH).fraction for n in data.parts.calibration]
+    assert sorted(found[:, fraction]) == pytest.approx(sorted(files))
+    # The first half of the files is one specimen; of what is kept, both.
+    assert abs(np.mean(files[:12]) - np.mean(files[12:])) > 0.03
+    assert abs(found[:12, fraction].mean() - found[12:, fraction].mean()) < 0.02
 
 
 def test_codes_are_weighed_without_conditions_too() -> None:
