@@ -140,7 +140,7 @@ def synthetic_micrograph(
         shape_px=(512, 512),
         pixel_size_um=pixel_size_um,
         instrument="synthetic",
-        statistics=ImageStatistics(0.5, 0.2, 6.5, 0.3, 0.01, 0.01),
+        statistics=ImageStatistics(0.5, 0.2, 6.5, 0.3, 0.01, 0.01, full_scale=255.0),
         patches=PatchGrid(128, 128, (0, 0), (4, 4), ArrayData.of(np.arange(n), "<i4")),
         fingerprints=(
             Fingerprint(

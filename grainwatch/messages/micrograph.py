@@ -15,13 +15,17 @@ class ImageStatistics(msgspec.Struct, frozen=True):
     Attributes
     ----------
     mean, std : float
-        Of the pixels as they came; a share of full scale.
+        Of the pixels as they came: shares of `full_scale`, or in their own unit where that is None.
     entropy_bits : float
         Of the histogram of 256 greys.
     sharpness : float
         Per pixel: gradient of the sharpest edges over the contrast; 1 / sharpness is about their width.
     dark_share, bright_share : float
-        Of pixels at the ends of what the detector could say.
+        Of pixels at the ends of what the detector could say; where `full_scale` is None, at the smallest and
+        the largest value of the image.
+    full_scale : float or None
+        Largest value of the pixels' type: 255, 65535, or 1 of one bit. None for floating-point and other
+        types, whose values nothing bounds.
     """
 
     mean: float
@@ -30,6 +34,7 @@ class ImageStatistics(msgspec.Struct, frozen=True):
     sharpness: float
     dark_share: float
     bright_share: float
+    full_scale: float | None = None
 
 
 class PatchGrid(msgspec.Struct, frozen=True):
@@ -91,13 +96,14 @@ class PhaseMorphology(msgspec.Struct, frozen=True):
     phase : str
         "bright" or "dark".
     threshold : int
-        Otsu's: grey levels (of 256) above it are bright.
+        Otsu's: grey levels (of 256) above it are bright; 255 for an image of one grey.
     separability : float
         Otsu's eta: 1 for two levels.
     doubtful : float
         Share of pixels that are so near the threshold that they may belong to either phase.
     fraction, fraction_spread : float
-        Share of the phase; standard deviation over the patches (NaN with fewer than two).
+        Share of the phase; standard deviation over the patches (NaN with fewer than two). Both are NaN for an
+        image of one grey, which may be either phase.
     free_path_rows_px, free_path_columns_px : float
         Mean free path V_f / (N_L I_u) along rows and along columns; NaN without a boundary that way.
     free_path_px, free_path_spread_px : float

@@ -80,9 +80,13 @@ def micrographs(
     table = np.concatenate(measured)
     side = "x".join(str(8 * n) for n in generator.shape)
     print(f"{out}: {count} images of {side} px by {loaded.model.name} {loaded.model.version}, and {TABLE}")
-    print(
-        f"  fraction of the {phase} phase: {100 * table[:, 0].mean():.2f} ± {100 * table[:, 0].std():.2f} %"
-    )
+    fractions = table[np.isfinite(table[:, 0]), 0]
+    if len(fractions):
+        print(
+            f"  fraction of the {phase} phase: {100 * fractions.mean():.2f} ± {100 * fractions.std():.2f} %"
+        )
+    if len(fractions) < count:
+        print(f"  of one grey, so neither phase: {count - len(fractions)} of {count}")
     paths = table[np.isfinite(table[:, 1]), 1]
     if len(paths):
         print(f"  mean free path: {paths.mean():.2f} ± {paths.std():.2f} px", end="")

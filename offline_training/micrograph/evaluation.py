@@ -30,7 +30,9 @@ BINS: Final = 4
 
 
 def measure_patches(patches: ByteImage, phase: Phase = "bright") -> FloatArray:
-    """Return fraction and mean free path in px of patches (n, rows, columns), (n, 2); NaN without a boundary.
+    """Return fraction and mean free path in px of patches (n, rows, columns), (n, 2).
+
+    Both are NaN for a patch of one grey, the path also where no line crosses a boundary one way.
 
     Each patch has its own threshold (Otsu), as in the paper.
     """
@@ -51,7 +53,7 @@ class Comparison:
         Distance from the held-out ones of those drawn, of those shown by their codes, and of one half of the
         held-out images from the other (NaN with one image).
     patches, drawn : int
-        With a boundary.
+        That have the quantity.
     """
 
     condition: str
@@ -88,7 +90,7 @@ def compare_distributions(
     Raises
     ------
     ValueError
-        If one of them has no patch with a boundary.
+        If none of the patches has a quantity.
     """
     rows = []
     half = np.isin(images, np.unique(images)[::2])

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -23,7 +23,7 @@ from grainwatch.messages import (
     ProcessPosterior,
 )
 from pipelines.micrograph.acquisition import UNKNOWN, Acquisition
-from pipelines.micrograph.grey import NOT_FINITE, ONE_GREY
+from pipelines.micrograph.grey import NOT_FINITE, ONE_GREY, full_scale
 from pipelines.micrograph.image_statistics import DriftStatistics
 from pipelines.micrograph.morphology import Morphology, Phase, morphology
 from pipelines.micrograph.networks import MicrographModel, PatchFeatures
@@ -173,7 +173,7 @@ class MicrographAnalysis:
             prepared=prepared,
             acquisition=acquisition,
             shape_px=shape,
-            statistics=None if prepared.statistics is None else _statistics(prepared.statistics),
+            statistics=_statistics(prepared.statistics, full_scale(pixels.dtype)),
             patches=grid,
             fingerprints=tuple(fingerprints),
             morphology=measured,
@@ -231,10 +231,8 @@ def _fingerprint(
     )
 
 
-def _statistics(found: DriftStatistics) -> ImageStatistics:
-    return ImageStatistics(
-        found.mean, found.std, found.entropy_bits, found.sharpness, found.dark_share, found.bright_share
-    )
+def _statistics(found: DriftStatistics | None, scale: float | None) -> ImageStatistics | None:
+    return None if found is None else ImageStatistics(**asdict(found), full_scale=scale)
 
 
 def _published(found: Morphology) -> PhaseMorphology:

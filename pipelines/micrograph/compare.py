@@ -19,9 +19,9 @@ def compare_micrographs(live: MicrographResult, other: MicrographResult) -> Agre
     Returns
     -------
     Agreement
-        They agree when the phase fraction is the same, both or none find the image novel, and both find the
-        same process condition the likeliest, or none of these. Figures, where both have them:
-        ``fraction_more``, ``free_path_ratio`` (of the other to the live one), ``typicality_more``,
+        They agree when the phase fraction is the same or not known to either, both or none find the image
+        novel, and both find the same process condition the likeliest, or none of these. Figures, where both
+        have them: ``fraction_more``, ``free_path_ratio`` (of the other to the live one), ``typicality_more``,
         ``same_verdict`` (novel or not), ``posterior_distance`` (total variation, of the same candidates; 0 to
         1), ``same_condition``.
     """
@@ -29,8 +29,12 @@ def compare_micrographs(live: MicrographResult, other: MicrographResult) -> Agre
     agree = True
     if live.morphology is not None and other.morphology is not None:
         more = other.morphology.fraction - live.morphology.fraction
-        figures["fraction_more"] = more
-        agree = live.morphology.phase == other.morphology.phase and abs(more) <= SAME_FRACTION
+        if np.isfinite(more):
+            figures["fraction_more"] = more
+        # Of an image of one grey there is no fraction, which two models may agree on.
+        neither = np.isnan(other.morphology.fraction) and np.isnan(live.morphology.fraction)
+        same = neither or abs(more) <= SAME_FRACTION
+        agree = live.morphology.phase == other.morphology.phase and bool(same)
         ratio = other.morphology.free_path_px / live.morphology.free_path_px
         if np.isfinite(ratio):
             figures["free_path_ratio"] = ratio

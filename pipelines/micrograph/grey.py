@@ -50,8 +50,8 @@ class Grey:
     counts : (256,) int64
         Its histogram.
     mean, std : float
-        Of the pixels as they came, as a share of what their type holds (8-bit: 255, 16-bit: 65535);
-        floating-point and other types in their own unit. NaN where no pixel is finite.
+        Of the pixels as they came, as a share of `full_scale` of their type; where that is None, in their
+        own unit. NaN where no pixel is finite.
     dark_share, bright_share : float
         Of pixels at the ends of what the detector could say: those of the type; 1023, 4095 or 16383 where
         that is the largest value of a 16-bit image; of other types the extremes of the image.
@@ -128,6 +128,15 @@ def bands(rows: int, columns: int) -> Iterator[slice]:
     step = max(1, _BAND // max(columns, 1))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
+
+
+def full_scale(dtype: np.dtype[Any]) -> float | None:
+    """Return the largest value of a type that detectors fill: 8 and 16 bits without sign, or one bit.
+
+    None for all others: floating-point images and wide integers hold counts, currents or heights, and nothing
+    says how large these may get.
+    """
+    return {"b1": 1.0, "u1": 255.0, "u2": 65535.0}.get(dtype.str[1:])
 
 
 def _one_channel(pixels: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], list[str]]:
@@ -227,7 +236,7 @@ def _stretched(
         flags.append(ONE_GREY)
     elif np.count_nonzero(counts) == 2:
         flags.append(TWO_LEVELS)
-    full = float(np.iinfo(pixels.dtype).max) if pixels.dtype == np.uint16 else 1.0
+    full = full_scale(pixels.dtype) or 1.0
     shift = total / finite
     std = float(np.sqrt(max(squares / finite - shift * shift, 0.0)))
     return Grey(

@@ -32,7 +32,8 @@ class DriftStatistics:
     Attributes
     ----------
     mean, std : float
-        Of the pixels as they came; a share of full scale (see `pipelines.micrograph.grey.Grey`).
+        Of the pixels as they came; a share of full scale, or in the pixels' own unit where they have none
+        (see `pipelines.micrograph.grey.Grey`).
     entropy_bits : float
         Of the histogram of 256 greys (Shannon): 0 to 8.
     sharpness : float
@@ -41,7 +42,7 @@ class DriftStatistics:
         image of one grey. Sharp SEM images have 0.19 to 0.85; blurred with a Gaussian of 5 px 0.02 to 0.12.
         Noise that the median filter leaves counts as edges.
     dark_share, bright_share : float
-        Of pixels at the ends of what the detector could say.
+        Of pixels at the ends of what the detector could say; without a full scale, at those of the image.
     """
 
     mean: float

@@ -52,16 +52,16 @@ class Morphology:
     phase : str
         "bright" or "dark".
     threshold : int
-        Levels above it are bright.
+        Levels above it are bright; 255 for an image of one grey.
     separability : float
         Otsu's η of the image: 1 for two levels. It is small, too, where one phase is rare.
     doubtful : float
         Share of pixels that are closer to the threshold than a tenth of the distance between the phases'
         mean greys: so much the fraction may be off if the threshold is. 1 without two phases.
     fraction : float
-        Share of the phase.
+        Share of the phase; NaN for an image of one grey, which may be either phase.
     fraction_spread : float
-        Standard deviation over the patches; NaN with fewer than two.
+        Standard deviation over the patches; NaN with fewer than two, or without a fraction.
     free_path_rows_px, free_path_columns_px : float
         d_f along rows and along columns; NaN without a boundary that way.
     free_path_px : float
@@ -102,7 +102,9 @@ class PatchMorphology:
     Attributes
     ----------
     threshold : int64
-    separability, fraction : float64
+    separability : float64
+    fraction : float64
+        NaN for a patch of one grey that has only its own threshold: which phase it is, nothing says.
     free_path_rows_px, free_path_columns_px, free_path_px : float64
         NaN without a boundary that way.
     chords_rows, chords_columns : float64
@@ -155,12 +157,14 @@ def morphology(
     counts = histogram(image)
     level, eta = otsu(counts)
     used = int(level) if threshold is None else threshold
-    whole = patch_morphology(
-        image[None, None], phase=phase, thresholds=np.array([used]), paper_compat=paper_compat
-    )
+    # A patch of one grey is one phase or the other by the image's threshold; an image of one grey has none.
+    parted = threshold is not None or np.count_nonzero(counts) > 1
+    given = np.array([used]) if parted else None
+    whole = patch_morphology(image[None, None], phase=phase, thresholds=given, paper_compat=paper_compat)
     view = cut_patches(image, patch_px).view
     n_patches = view.shape[0] * view.shape[1]
-    own = None if paper_compat and threshold is None else np.full(n_patches, used, dtype=np.int64)
+    by_image = parted and not (paper_compat and threshold is None)
+    own = np.full(n_patches, used, dtype=np.int64) if by_image else None
     parts = patch_morphology(view, phase=phase, thresholds=own, paper_compat=paper_compat)
     flags = []
     if not np.isfinite(whole.free_path_px[0]):
@@ -218,13 +222,15 @@ def patch_morphology(
         raise ValueError(f"phase: expected bright or dark, got {phase!r}")
     stack = patches if patches.ndim == 4 else patches[None]
     n, (rows, columns) = stack.shape[0] * stack.shape[1], stack.shape[2:]
-    separability = np.full(n, np.nan)
+    separability, parted = np.full(n, np.nan), np.ones(n, dtype=np.bool_)
     if thresholds is None:
-        thresholds, separability = otsu(_histograms(stack))
+        counts = _histograms(stack)
+        thresholds, separability = otsu(counts)
+        parted = np.count_nonzero(counts, axis=1) > 1
     if thresholds.shape != (n,):
         raise ValueError(f"thresholds: expected {n}, one a patch, got {thresholds.shape}")
     counted = _count(stack, thresholds.astype(np.int64), phase == "dark").astype(np.float64)
-    area = counted[:, _AREA]
+    area = np.where(parted, counted[:, _AREA], np.nan)
     fraction = area / max(rows * columns, 1)
     if paper_compat:
         chords_rows, chords_columns = counted[:, _ROW_PAPER], counted[:, _COLUMN_PAPER]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from grainwatch.messages import Fingerprint, Neighbour, Novelty, PatchGrid, ProcessPosterior
+from grainwatch.words import phase_words
 from pipelines.micrograph.analysis import ImageAnalysis
 from pipelines.micrograph.grey import histogram
 from pipelines.micrograph.preparation import cut_patches
@@ -101,15 +103,14 @@ def _phases(axes: Axes, found: ImageAnalysis) -> None:
     phase = found.morphology
     assert phase is not None
     image = _drawn(found.prepared.filtered)
-    inside = (image > phase.threshold) != (phase.phase == "dark")
+    # Of one grey nothing is coloured: it may be either phase.
+    inside = ((image > phase.threshold) != (phase.phase == "dark")) & math.isfinite(phase.fraction)
     grey = np.repeat(image[..., None].astype(np.float64), 3, axis=2)
     grey[inside] = 0.45 * grey[inside] + 0.55 * _PHASE
     axes.imshow(grey.astype(np.uint8), extent=_extent(found), interpolation="nearest")
-    um = phase.free_path_um
-    path = f"{phase.free_path_px:.1f} px" if um is None else f"{um:.3g} µm"
-    axes.set_title(
-        f"{phase.phase} phase (red): {100 * phase.fraction:.1f} %, mean free path {path}", fontsize=9
-    )
+    share, path = phase_words(phase)
+    path = path.replace("um", "µm")
+    axes.set_title(f"{phase.phase} phase (red): {share}, mean free path {path}", fontsize=9)
     _bare(axes)
 
 
@@ -118,15 +119,15 @@ def _greys(axes: Axes, found: ImageAnalysis) -> None:
     assert phase is not None
     counts = histogram(found.prepared.filtered)
     axes.fill_between(np.arange(256), counts / counts.sum(), step="mid", color="#9aa5ab")
-    axes.axvline(phase.threshold + 0.5, color=_LOUD, lw=1.5)
+    words = "one grey: no threshold"
+    if math.isfinite(phase.fraction):
+        axes.axvline(phase.threshold + 0.5, color=_LOUD, lw=1.5)
+        words = f"threshold {phase.threshold} (red); {100 * phase.doubtful:.1f} % of the pixels close to it"
     axes.set_xlim(0, 255)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("grey level")
     axes.set_ylabel("share of pixels")
-    axes.set_title(
-        f"threshold {phase.threshold} (red); {100 * phase.doubtful:.1f} % of the pixels close to it",
-        fontsize=9,
-    )
+    axes.set_title(words, fontsize=9)
 
 
 def _codes(axes: Axes, coded: Fingerprint, found: ImageAnalysis, grid: PatchGrid) -> None:

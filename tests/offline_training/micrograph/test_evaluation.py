@@ -51,6 +51,20 @@ def test_patches_without_a_boundary_are_left_out_and_none_at_all_is_told() -> No
         compare_distributions("c", some, some, some[:1], np.arange(3))
 
 
+def test_a_patch_of_one_grey_has_no_fraction_to_compare() -> None:
+    # By its own threshold it would be all of one phase: which, nothing says.
+    stripes = np.tile(np.repeat(np.uint8([60, 200]), 8), (32, 2))
+    patches = np.stack(
+        [stripes, stripes + np.tile(np.uint8([[0], [40]]), (16, 1)), np.full_like(stripes, 90)]
+    )
+    found = measure_patches(patches)
+    assert np.isfinite(found[:, 0]).tolist() == [True, True, False]
+    fraction, _ = compare_distributions(
+        "c", *[np.stack([found[:, 0], found[:, 0]], axis=1)] * 3, np.arange(3)
+    )
+    assert (fraction.patches, fraction.drawn, fraction.w1) == (2, 2, 0.0)
+
+
 def test_bins_hold_each_patch_once() -> None:
     images = np.arange(40) % 10
     numbers = Conditions(("rate",), np.linspace(0, 9, 10, dtype=np.float32)[:, None])

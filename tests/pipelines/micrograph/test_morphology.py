@@ -226,12 +226,33 @@ def test_images_without_phases() -> None:
     assert rare.flags == ()
     grey = morphology(np.full((256, 256), 9, np.uint8))
     assert set(grey.flags) == {UNCLEAR_PHASES, NO_BOUNDARY}
-    assert (grey.fraction, grey.separability, grey.doubtful) == (0.0, 0.0, 1.0)
+    assert (grey.separability, grey.doubtful) == (0.0, 1.0)
     pixel = morphology(np.full((1, 1), 9, np.uint8))
     assert NO_BOUNDARY in pixel.flags
-    assert np.isnan(pixel.fraction_spread)
     with pytest.raises(ValueError, match="no pixels"):
         morphology(np.zeros((0, 5), np.uint8))
+
+
+@pytest.mark.parametrize("phase", ["bright", "dark"])
+@pytest.mark.parametrize("paper_compat", [False, True])
+def test_one_grey_may_be_either_phase(phase: str, paper_compat: bool) -> None:
+    how = {"phase": phase, "paper_compat": paper_compat}
+    for side, level in ((512, 9), (256, 0), (256, 255), (1, 0)):
+        image = np.full((side, side), level, np.uint8)
+        found = morphology(image, pixel_size_um=0.5, **how)
+        lengths = (found.free_path_px, found.free_path_um, found.free_path_spread_px)
+        assert np.isnan([found.fraction, found.fraction_spread, *lengths]).all()
+    # A threshold from elsewhere says which phase it is.
+    assert morphology(image, threshold=100, **how).fraction == (phase == "dark")
+    # So does the threshold of an image for those of its patches that have one grey.
+    half = np.zeros((256, 256), np.uint8)
+    half[:, 128:] = 200
+    found = morphology(half, **how)
+    assert found.fraction == 0.5
+    assert (found.fraction_spread == pytest.approx(np.sqrt(1 / 3))) is not paper_compat
+    own = patch_morphology(cut_patches(half, 128).view, **how)
+    assert np.isnan(own.fraction).all()
+    assert np.isnan(own.free_path_px).all()
 
 
 def test_matching_the_histogram_would_set_the_fraction() -> None:
