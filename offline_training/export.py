@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import torch
 from torch import nn
 
@@ -47,7 +48,29 @@ def onnx_of(network: nn.Module, examples: Mapping[str, torch.Tensor], outputs: t
             verbose=False,
         )
     assert program is not None
-    return bytes(program.model_proto.SerializeToString())
+    return bytes(_bare(program.model_proto).SerializeToString(deterministic=True))
+
+
+def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Take out what the exporter notes of where the code lies and who called what.
+
+    The same weights are the same bytes wherever they were exported, and a bundle tells nobody's paths.
+    """
+    graph = model.graph
+    for noted in (
+        model,
+        graph,
+        *graph.node,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+        *graph.initializer,
+        *model.functions,
+        *(node for function in model.functions for node in function.node),
+    ):
+        del noted.metadata_props[:]
+        noted.doc_string = ""
+    return model
 
 
 def archive(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:

@@ -91,6 +91,13 @@ def test_codes_and_their_images_are_those_of_the_model(tmp_path: Path) -> None:
     assert np.abs(off).max() <= 1
 
 
+def test_a_network_is_the_same_bytes_each_time_and_notes_nothing_of_who_exported_it() -> None:
+    once, again = (export_decoder(_model(), np.zeros((2, 8, 8), dtype=np.int64)).model for _ in range(2))
+    assert once == again
+    assert b"stack_trace" not in once
+    assert b".py" not in once
+
+
 def test_the_self_test_has_patches_with_clear_codes() -> None:
     model = _model()
     clear, least = clear_patches(model, _patches(), 2)
