@@ -19,8 +19,10 @@ from testkit.ports import free_ports
 
 from daemon.config_reference import meanings, reference, structs
 from grainwatch.messages import MESSAGES, Crystal
+from offline_training.micrograph.recipes import RECIPES
 from pipelines.laue.geometry import Calibration
 from pipelines.laue.lauetools_files import write_det
+from pipelines.micrograph.synthetic import MicrographSimulator, ProcessLaw
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -30,6 +32,10 @@ WATCH_A_FOLDER = DOCS / "how-to" / "watch-a-folder.md"
 PUSH_IMAGES = DOCS / "how-to" / "push-images.md"
 EXCHANGE_MODELS = DOCS / "how-to" / "exchange-models.md"
 READ_RESULTS = DOCS / "how-to" / "read-results-files.md"
+STREAM_MICROGRAPHS = DOCS / "how-to" / "stream-micrographs.md"
+FINGERPRINT_MICROGRAPHS = DOCS / "how-to" / "fingerprint-micrographs.md"
+TRAIN_MICROGRAPHS = DOCS / "how-to" / "train-micrographs.md"
+MICROGRAPHS = DOCS / "explanation" / "micrographs.md"
 EXAMPLES = sorted((ROOT / "deploy" / "examples").glob("*.toml"))
 PORTS = ("31001", "31100", "31101")
 
@@ -131,18 +137,18 @@ def test_the_tour_of_the_readme_is_made_of_the_first_steps() -> None:
 # Commands, run as they are written. Ports are the only thing that is changed: others may use them.
 
 
-def script_of(document: Path, ports: dict[str, str]) -> str:
+def script_of(document: Path, ports: dict[str, str], mark: str = "run") -> str:
     """Return a shell script of all that a document marks, in order, each command shown as it runs."""
     lines = ["set -e"]
     for block in blocks(document):
-        if block.mark == "run" and block.language == "console":
+        if block.mark == mark and block.language == "console":
             for command in block.commands:
                 lines += [f"echo '$ {command.replace(chr(39), chr(34))}'", command]
                 if " init " in command:
                     lines.append(
                         "sed -i " + " ".join(f"-e 's/:{a}/:{b}/'" for a, b in ports.items()) + " *.toml"
                     )
-        elif block.mark == "run" and block.language == "python":
+        elif block.mark == mark and block.language == "python":
             lines.append(f"python - <<'END_OF_BLOCK'\n{block.text}END_OF_BLOCK")
         elif block.mark.startswith("file "):
             lines.append(
@@ -203,6 +209,8 @@ def test_the_first_steps_lead_to_crystals(tour: tuple[Path, str]) -> None:
     assert re.search(r"^laue +\S+ +[\d.]+ +48 ", printed, re.MULTILINE)
     assert "48 measured, 48 with crystals, 6 grains" in printed
     assert "lost: 0" in printed
+    assert len((folder / "found.jsonl").read_text().splitlines()) == 3
+    assert (folder / "found-0003.png").stat().st_size > 10_000
     assert "laue: received 48, done 48, failed 0, dropped 0, lost 0, missing 0, in flight 0" in printed
     assert (folder / "map.png").stat().st_size > 10_000
 
@@ -218,6 +226,37 @@ def test_keys_of_json_lines_are_described(tour: tuple[Path, str]) -> None:
 def test_reading_results_as_written(tour: tuple[Path, str]) -> None:
     printed = run(script_of(READ_RESULTS, {}), tour[0])
     assert "Cu" in printed
+
+
+@pytest.mark.system
+def test_streaming_micrographs_and_reading_them_as_written(tmp_path: Path) -> None:
+    results, catch_up = map(str, free_ports(2))
+    script = script_of(STREAM_MICROGRAPHS, {"31100": results, "31101": catch_up})
+    printed = run(script, tmp_path)
+    assert "micrographs.toml: good" in printed
+    assert "judges novelty and ln_cooling_rate" in printed
+    assert re.search(r"^sem +\S+ +[\d.]+ +8 +8 ", printed, re.MULTILINE)
+    assert re.search(r"^sem: images the same over 8 images; most off: ", printed, re.MULTILINE)
+    python = printed[printed.index("\nimage ") :]
+    for said in ("  fraction 0.", "  ln(cooling rate) ", "  typicality "):
+        assert python.count(said) == 8
+    assert "sem: received 8, done 8, failed 0, dropped 0, lost 0, missing 0, in flight 0" in printed
+    printed = run(script_of(READ_RESULTS, {}, "run micrographs"), tmp_path / "sem-tour")
+    assert "images: 8 novel: " in printed
+    assert len(re.findall(r"^\d vqvae \(128,\)$", printed, re.MULTILINE)) == 8
+
+
+@pytest.mark.system
+def test_fingerprinting_micrographs_as_written(tmp_path: Path) -> None:
+    printed = run(script_of(FINGERPRINT_MICROGRAPHS, {}), tmp_path)
+    # What is measured without a network is as it is shown, to the digit.
+    shown = re.findall(
+        r"^(sem/scan_\d+\.tif: bright .* um, )", FINGERPRINT_MICROGRAPHS.read_text(encoding="utf-8"), re.M
+    )
+    assert len(shown) == 5
+    assert [line for line in shown if line not in printed] == []
+    assert len((tmp_path / "found.jsonl").read_text().splitlines()) == 5
+    assert (tmp_path / "found-0005.png").stat().st_size > 10_000
 
 
 @pytest.mark.system
@@ -282,6 +321,24 @@ def test_every_command_has_its_section() -> None:
     commands = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
     told = anchors(DOCS / "reference" / "commands.md")
     assert {f"grainwatch-{c}" for c in commands["grainwatch.commands"]} - told == set()
+
+
+def test_the_law_of_synthetic_micrographs_is_the_one_that_is_told() -> None:
+    text, law = MICROGRAPHS.read_text(encoding="utf-8"), ProcessLaw()
+    assert f"d = {law.size_um} um · exp(-{law.exponent} ln r) · s" in text
+    assert f"f = {law.fraction} - {law.slope} ln r + e" in text
+    assert f"a relative standard deviation of {law.size_scatter:.0%}".replace("%", " %") in text
+    assert f"a standard deviation of {law.fraction_scatter}" in text
+    low, high = MicrographSimulator().ln_cooling_rates
+    assert f"drawn evenly from {low:g} to {high:g}" in text
+
+
+def test_recipes_of_micrographs_have_the_numbers_that_are_told() -> None:
+    text = TRAIN_MICROGRAPHS.read_text(encoding="utf-8")
+    table = dict(re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", text, re.MULTILINE))
+    assert {name: float(value) for name, value in table.items()} == dict(RECIPES["vqvae"]["ema"].values)
+    others = {name for kind in ("vae", "pixelcnn") for name in next(iter(RECIPES[kind].values())).values}
+    assert others - set(re.findall(r"`(\w+)`", text)) == set()
 
 
 # Examples.
