@@ -170,7 +170,8 @@ def image_features(
         latents, codes = read(data.patches(np.array([number]))[0])
         nats, condition = None, -1
         if likelihood is not None and codes is not None:
-            some = regular_subset(len(codes), weighed)
+            down, across = (length // data.patch_px for length in data.seen[number].shape)
+            some = regular_subset((down, across), weighed)
             nats = likelihood(codes[some], None if candidates is None else candidates.inputs)
         given = data.conditions(np.array([number]))
         if candidates is not None and given is not None:

@@ -150,7 +150,8 @@ class MicrographAnalysis:
             patches = cut_patches(ready.image, own.patch_px, own.stride_px)
             if not patches.count:
                 continue
-            chosen = regular_subset(patches.count, self.settings.max_patches)
+            down, across = patches.view.shape[:2]
+            chosen = regular_subset((down, across), self.settings.max_patches)
             if len(chosen) < patches.count:
                 flags.append(PATCHES_SAMPLED)
             read = model.read(patches.some(chosen))
@@ -164,7 +165,9 @@ class MicrographAnalysis:
             if number == 0:
                 grid = _grid(patches, chosen, shape, ready)
                 blank = not {ONE_GREY, NOT_FINITE}.isdisjoint(ready.flags)
-                posterior, novelty = self._judge(model, read[0], blank=blank)
+                # What was chosen is no grid any more.
+                read_grid = (down, across) if len(chosen) == patches.count else len(chosen)
+                posterior, novelty = self._judge(model, read[0], read_grid, blank=blank)
         if posterior is not None and posterior.none_of_these:
             flags.append(NONE_OF_THESE)
         if novelty is not None and novelty.novel:
@@ -184,11 +187,11 @@ class MicrographAnalysis:
         )
 
     def _judge(
-        self, model: MicrographModel, features: PatchFeatures, *, blank: bool
+        self, model: MicrographModel, features: PatchFeatures, grid: tuple[int, int] | int, *, blank: bool
     ) -> tuple[ProcessPosterior | None, Novelty | None]:
         likelihood = None
         if model.has_prior and features.codes is not None:
-            some = regular_subset(len(features.codes), self.settings.posterior_patches)
+            some = regular_subset(grid, self.settings.posterior_patches)
             likelihood = model.log_likelihood(features.codes[some])
         image = ImageFeatures(features.latents, features.codes, likelihood)
         reference, posterior, novelty = model.parts.novelty, None, None

@@ -27,6 +27,7 @@ _SHARPNESS = 2.0
 """Of the soft maximum: 0 is the mean, infinity the maximum."""
 _LEAST_SPREAD = 1e-6
 """Of the median: what never differs has no spread of its own."""
+_GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
 
 def typicality(
@@ -103,8 +104,37 @@ def ranked_sources(names: Sequence[str], level: float) -> tuple[IntArray, bool]:
     return np.arange(len(names), dtype=np.int64), False
 
 
-def regular_subset(count: int, most: int) -> IntArray:
-    """Return the numbers of `most` of `count` patches, spread evenly; all of them where there are fewer."""
-    if count <= most:
-        return np.arange(count, dtype=np.int64)
-    return (np.arange(most, dtype=np.int64) * 2 + 1) * count // (2 * most)
+def regular_subset(grid: tuple[int, int] | int, most: int) -> IntArray:
+    """Return the numbers of `most` patches of a grid, spread evenly over it; of all, where there are fewer.
+
+    Rows have as many of them as each other, or one more, and so have columns.
+
+    Parameters
+    ----------
+    grid : (int, int) or int
+        How many patches there are, down and across. Where only their number is kept, it is taken for that of
+        the grid of whole rows that is most nearly square, and not higher than wide: 48 for 6 x 8.
+    most : int
+        1 or more.
+
+    Returns
+    -------
+    (n,) int64
+        Counted row by row; rising.
+    """
+    down, across = _most_nearly_square(grid) if isinstance(grid, int) else grid
+    if down * across <= most:
+        return np.arange(down * across, dtype=np.int64)
+    turn = np.arange(most, dtype=np.int64)
+    used = min(most, across)
+    columns = (2 * turn[:used] + 1) * across // (2 * used)
+    # Down the image one takes its turn after the other. Equal steps across it would often meet the same
+    # columns again and again; multiples of the golden ratio are far from that, and neighbours far apart.
+    shuffled = np.argsort(np.argsort((0.5 + turn[:used] * _GOLDEN) % 1.0))
+    rows = (2 * turn + 1) * down // (2 * most)
+    return np.sort(rows * across + columns[shuffled[turn % used]])
+
+
+def _most_nearly_square(count: int) -> tuple[int, int]:
+    down = next((n for n in range(math.isqrt(count), 1, -1) if count % n == 0), 1)
+    return down, count // down

@@ -53,6 +53,28 @@ def _likelihood(codes: np.ndarray, conditions: np.ndarray | None) -> np.ndarray:
     return -((seen - (9.5 - 0.3 * conditions[:, 0])) ** 2)
 
 
+def test_patches_whose_likelihood_is_taken_are_spread_over_the_image() -> None:
+    # Each patch of this image of 3 x 8 is as bright as its number.
+    preparation = BundlePreparation(parameters=PreparationParameters(patch_px=PATCH))
+    images = synthetic_images(MicrographSimulator(shape=(64, 96)), 20, preparation.parameters)
+    wide = np.repeat(np.repeat(np.arange(24, dtype=np.uint8).reshape(3, 8) * 10, PATCH, 0), PATCH, 1)
+    request = DataRequest("synthetic", patch_px=PATCH)
+    data = Data(images, part_images(images), preparation, (wide,), request)
+    asked: list[int] = []
+
+    def likelihood(codes: np.ndarray, conditions: np.ndarray | None) -> np.ndarray:
+        asked.extend((codes.mean((1, 2)) / 10).round().astype(int).tolist())
+        return np.zeros((len(codes), 1))
+
+    def read(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return patches.mean((1, 2))[:, None], patches.astype(np.int64)
+
+    image_features(data, np.array([0]), read, likelihood, weighed=8)
+    rows, columns = np.divmod(asked, 8)
+    assert np.bincount(columns).tolist() == [1] * 8
+    assert np.bincount(rows).tolist() == [3, 2, 3]
+
+
 def test_candidates_are_what_occurs_or_places_of_the_range() -> None:
     continuous = Conditions(("rate",), np.linspace(0, 3, 50, dtype=np.float32)[:, None])
     some = np.arange(10, 40)

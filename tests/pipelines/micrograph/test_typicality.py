@@ -79,14 +79,61 @@ def test_sources_count_where_there_are_enough_of_them() -> None:
         ranked_sources(names, 0.0)
 
 
-@given(st.integers(0, 500), st.integers(1, 100))
-def test_a_subset_is_spread_evenly(count: int, most: int) -> None:
-    some = regular_subset(count, most)
-    assert len(some) == min(count, most)
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 2000))
+def test_a_subset_is_spread_evenly_in_both_directions(down: int, across: int, most: int) -> None:
+    some = regular_subset((down, across), most)
+    assert len(some) == min(down * across, most)
     assert (np.diff(some) > 0).all()
-    if len(some):
-        assert some[0] >= 0
-        assert some[-1] < count
-        # As much before the first as after the last, and equal steps but for rounding.
-        assert abs(some[0] - (count - 1 - some[-1])) <= 1
-        assert np.ptp(np.diff(some)) <= 1 if len(some) > 1 else True
+    if not len(some):
+        return
+    assert some[0] >= 0
+    assert some[-1] < down * across
+    rows, columns = np.divmod(some, across)
+    assert np.ptp(np.bincount(rows, minlength=down)) <= 1
+    assert np.ptp(np.bincount(columns, minlength=across)) <= 1
+
+
+@pytest.mark.parametrize("side", [4, 8, 16])
+def test_a_subset_is_no_stripe_where_the_width_is_a_multiple_of_the_step(side: int) -> None:
+    # A quarter, counted row by row, were columns 2, 6, 10, ... alone.
+    rows, columns = np.divmod(regular_subset((side, side), side * side // 4), side)
+    assert np.bincount(rows).tolist() == np.bincount(columns).tolist() == [side // 4] * side
+    # Nor is it one corner to the other.
+    assert abs(np.corrcoef(rows, columns)[0, 1]) < 0.2
+    assert [
+        int(np.count_nonzero((rows < side // 2) == top) - np.count_nonzero((columns < side // 2) == top))
+        for top in (False, True)
+    ] == [0, 0]
+
+
+def test_a_subset_sees_what_varies_from_left_to_right() -> None:
+    # A ramp of brightness over 16 x 16 patches, from 0 to 1: mean 0.5, standard deviation 0.31.
+    ramp = np.tile(np.linspace(0.0, 1.0, 16), 16)
+    for most in (4, 16, 64):
+        seen = ramp[regular_subset((16, 16), most)]
+        assert seen.mean() == pytest.approx(0.5, abs=0.05)
+        assert seen.std() == pytest.approx(0.31, abs=0.03)
+
+
+@given(st.integers(1, 500), st.integers(1, 100))
+def test_a_subset_of_one_row_or_column_has_equal_steps(count: int, most: int) -> None:
+    some = regular_subset((1, count), most)
+    np.testing.assert_array_equal(some, regular_subset((count, 1), most))
+    # As much before the first as after the last, and equal steps but for rounding.
+    assert abs(some[0] - (count - 1 - some[-1])) <= 1
+    assert np.ptp(np.diff(some)) <= 1 if len(some) > 1 else True
+
+
+@pytest.mark.parametrize(
+    ("count", "grid"), [(16, (4, 4)), (48, (6, 8)), (300, (15, 20)), (17, (1, 17)), (1, (1, 1)), (0, (1, 0))]
+)
+def test_of_patches_whose_grid_is_forgotten_a_usual_one_is_taken(count: int, grid: tuple[int, int]) -> None:
+    for most in (1, 3, 4, 9, 16, 60):
+        np.testing.assert_array_equal(regular_subset(count, most), regular_subset(grid, most))
+
+
+@given(st.integers(1, 400), st.integers(1, 400))
+def test_of_a_subset_another_one_can_be_taken(first: int, second: int) -> None:
+    some = regular_subset((20, 20), first)
+    fewer = some[regular_subset(len(some), second)]
+    assert len(set(fewer.tolist())) == min(first, second)
