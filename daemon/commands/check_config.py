@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 import typer
@@ -13,10 +14,13 @@ import typer
 from daemon.commands.run import enter_folder_of
 from daemon.configuration import Configuration
 from daemon.flow.plugins import Plugin, pipeline_plugin, sink_plugins, source_plugin
+from daemon.folders import try_folder
 from daemon.models.at_work import AtWork
 from daemon.models.registry import Registry
+from daemon.sinks import publisher, results_file
 from grainwatch.config import Config, ConfigError, EdgeTable, ScanTable, read_config
 
+_WARNING: Final = "warning:"
 _ADDRESS = re.compile(r"^(tcp)://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+|\*):(\d+)$|^(ipc|inproc)://(.+)$")
 
 
@@ -25,17 +29,21 @@ def check_config(
 ) -> None:
     """Check a configuration file and print what a daemon would do with it."""
     parsed, config_hash = read_config(config)
+    file = config.absolute()
     enter_folder_of(config)
-    for line in describe(parsed, config_hash, str(config)):
+    said = describe(parsed, config_hash, str(config), file)
+    for line in said:
         print(line)
-    print(f"{config}: good")
+    warnings = sum(line.strip().startswith(_WARNING) for line in said)
+    print(f"{config}: good" + (f", with {warnings} warning{'s' * (warnings > 1)} above" if warnings else ""))
 
 
-def describe(config: Config, config_hash: str, where: str) -> list[str]:
+def describe(config: Config, config_hash: str, where: str, file: Path | None = None) -> list[str]:
     """Check every table and return what the daemon would do, a line each.
 
     The pipelines are built, which reads the calibration and materials that they name; sources and
-    sinks are not opened, because a detector gives each frame to one reader only.
+    sinks are not opened, because a detector gives each frame to one reader only. `file` is the
+    configuration, which is no source.
 
     Raises
     ------
@@ -55,7 +63,7 @@ def describe(config: Config, config_hash: str, where: str) -> list[str]:
     )
     for name, table in config.streams.items():
         source = source_plugin(name, table, where)
-        notes = _check_plugin(source)
+        notes = _check_plugin(source, file)
         pipeline = pipeline_plugin(name, table, config_hash, where, at_work.models, config.engines)
         built = pipeline.build()
         streams.append(f"stream {name}: {table.source['type']} -> {table.pipeline['type']}")
@@ -64,23 +72,45 @@ def describe(config: Config, config_hash: str, where: str) -> list[str]:
         streams += [f"  {line}" for line in (say() if say is not None else [])]
         streams.append(f"  scan: {_scan(table.scan, source)}")
         streams.append(f"  source: {notes}")
+        # A source module may have ``remarks(config)``: what is no fault and may not be meant.
+        more = getattr(source.module, "remarks", None)
+        streams += [f"  {line}" for line in (more(source.config) if more is not None else [])]
         streams.append(f"  intake: {_edge(table.intake)}")
-    for name, sink in sink_plugins(config, where).items():
-        notes = _check_plugin(sink)
+    plugins = sink_plugins(config, where)
+    for name, sink in plugins.items():
+        notes = _check_plugin(sink, file)
         sinks.append(f"sink {name}: {notes}; {_edge(getattr(sink.config, 'edge', EdgeTable()))}")
+    sinks += _catch_up_finds_nothing(plugins)
     if not config.sinks:
         sinks.append("no sinks: nobody will see a result")
     return [*streams, *sinks, *daemon]
 
 
-def _check_plugin(plugin: Plugin) -> str:
+def _catch_up_finds_nothing(sinks: Mapping[str, Plugin]) -> Iterator[str]:
+    """Yield a warning for each sink that looks for older results where no other sink puts them."""
+    folders = {name: s.config.folder for name, s in sinks.items() if s.module is results_file}
+    written = {Path(folder).resolve() for folder in folders.values()}
+    for name, sink in sinks.items():
+        if not written or sink.module is not publisher or not sink.config.catch_up:
+            continue
+        if Path(sink.config.results_dir).resolve() not in written:
+            others = " and ".join(f"sinks.{other}.folder is {folder}" for other, folder in folders.items())
+            yield (
+                f"{_WARNING} sinks.{name}.results_dir is {sink.config.results_dir} and {others}: who asks for"
+                " older results gets none; make them the same folder"
+            )
+
+
+def _check_plugin(plugin: Plugin, file: Path | None = None) -> str:
     """Check what every plug-in's table may hold, then let the plug-in check the rest.
 
-    Strings with a scheme are addresses, keys that end in "folder" or "_dir" are folders to write.
+    Strings with a scheme are addresses, keys that end in "folder" or "_dir" are folders to write, and
+    nothing is the configuration file.
     A plug-in module may have ``check(config, where)``, which raises ConfigError.
     """
     table: dict[str, Any] = msgspec.structs.asdict(plugin.config)
     for key, value in table.items():
+        _check_other_file(value, file, f"{plugin.where}.{key}")
         if isinstance(value, str) and "://" in value:
             _check_address(value, f"{plugin.where}.{key}")
         if isinstance(value, str) and value and (key.endswith("folder") or key.endswith("_dir")):
@@ -107,8 +137,17 @@ def _check_folder(folder: Path, where: str) -> None:
         existing = existing.parent
     if not existing.is_dir():
         raise ConfigError(f"{where}: {existing} is not a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f"{where}: the folder {existing} cannot be written")
+    try:
+        try_folder(folder, keep=False)
+    except OSError as error:
+        raise ConfigError(f"{where}: the folder {existing} cannot be written ({error.strerror})") from error
+
+
+def _check_other_file(value: Any, file: Path | None, where: str) -> None:
+    """Check that a key does not name the configuration itself, where an image or a folder belongs."""
+    for name in value if isinstance(value, list | tuple) else (value,):
+        if file is not None and isinstance(name, str) and name and os.path.abspath(name) == str(file):
+            raise ConfigError(f"{where}: {name} is this configuration file itself")
 
 
 def _scan(table: ScanTable | None, source: Plugin) -> str:

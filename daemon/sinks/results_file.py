@@ -18,8 +18,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from daemon.folders import try_folder
 from daemon.sinks.base import Published, SeriesClosed, SeriesOpened, SinkContext, SinkEvent
-from daemon.sinks.results_writer import UNFINISHED_SUFFIX, ResultsWriter
+from daemon.sinks.results_writer import ResultsWriter
 from grainwatch.config import ConfigError, EdgeTable, Table
 from grainwatch.messages import series_uid_of
 from pipelines.results_files import results_files
@@ -255,14 +256,19 @@ class _Series:
         self.lost = 0
 
 
-def check(config: Config, where: str = "") -> None:
-    """Check the numbers; `where` leads the error.
+def check(config: Config, where: str) -> None:
+    """Check what `open_sink` does, and leave nothing behind; `where` leads the error.
 
     Raises
     ------
     ConfigError
-        If one is out of range.
+        As `open_sink`.
     """
+    _check_numbers(config, where)
+    _try_folder(config, f"{where}.folder", keep=False)
+
+
+def _check_numbers(config: Config, where: str = "") -> None:
     at = f"{where}." if where else ""
     if not 0.0 < config.flush_s <= 1.0:
         raise ConfigError(f"{at}flush_s: expected more than 0 and at most 1 second, got {config.flush_s}")
@@ -280,20 +286,22 @@ def open_sink(config: Config, context: SinkContext) -> ResultsFileSink:
     ConfigError
         If the folder cannot be made or written to, or a number is out of range.
     """
-    check(config)
+    _check_numbers(config)
+    _try_folder(config, "folder", keep=True)
+    return ResultsFileSink(config, context)
+
+
+def _try_folder(config: Config, key: str, *, keep: bool) -> None:
     folder = Path(config.folder).absolute()
-    probe = folder / f".{context.daemon_name}{UNFINISHED_SUFFIX}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
-        _need_room(folder, config.reserve_mib * 1024 * 1024)
+        try_folder(folder, keep=keep)
+        existing = next(place for place in (folder, *folder.parents) if place.exists())
+        _need_room(existing, config.reserve_mib * 1024 * 1024)
     except OSError as error:
         raise ConfigError(
-            f"folder: {folder} cannot be written to ({error.strerror}): "
+            f"{key}: {folder} cannot be written to ({error.strerror}): "
             "choose a folder that this user may write to"
         ) from error
-    return ResultsFileSink(config, context)
 
 
 def _new_path(folder: Path, opened: SeriesOpened) -> Path:

@@ -18,6 +18,7 @@ from typing import Final, Literal
 from daemon.sources.base import Event, Idle, SourceContext
 from daemon.sources.folder.journal import Journal
 from daemon.sources.folder.names import LARGEST_NUMBER, Names
+from daemon.sources.folder.pattern import FilePattern
 from daemon.sources.folder.reader import FolderReader
 from grainwatch.config import Table
 
@@ -172,6 +173,12 @@ class Config(Table, frozen=True, kw_only=True):
                 f"sidecar: expected the name of a file with {{stem}} or {{name}} in it, got {self.sidecar!r}"
             )
         Names(self.number_pattern, self.position_pattern)
+
+
+def remarks(config: Config) -> list[str]:
+    """Return what is no fault, because a folder may come later, and may not be meant."""
+    root = Path(FilePattern(config.path).root)
+    return [] if root.exists() else [f"remark: {root} does not exist yet: it is waited for"]
 
 
 def open_source(config: Config, stream: str, context: SourceContext) -> FolderSource:

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from daemon.commands.check_config import describe
+from daemon.commands.check_config import check_config, describe
 from grainwatch.config import ConfigError, read_config
 from pipelines.laue.geometry import Calibration
 from pipelines.laue.lauetools_files import write_det
@@ -111,9 +112,107 @@ def test_a_folder_that_cannot_be_written_is_named(good: Path) -> None:
         check(good)
 
 
+@pytest.mark.parametrize("key", ["[sinks.hdf5]\nfolder", "state_dir"])
+def test_a_folder_that_refuses_even_an_administrator_is_named(good: Path, key: str) -> None:
+    # Its permissions say that it can be written, and the daemon could not start.
+    text = re.sub(rf'{re.escape(key)} = ".*"', f'{key} = "/proc/results"', good.read_text())
+    good.write_text(text)
+    with pytest.raises(ConfigError, match=r"(folder|state_dir): the folder /proc cannot be written"):
+        check(good)
+
+
+def test_too_little_room_for_results_is_said_before_the_start(good: Path) -> None:
+    good.write_text(good.read_text() + "reserve_mib = 1_000_000_000\n")
+    with pytest.raises(
+        ConfigError, match=r"sinks\.hdf5\.folder: .*results cannot be written to \(only .* free"
+    ):
+        check(good)
+    assert not (good.parent / "results").exists()
+
+
+def test_what_lies_in_a_folder_is_left_alone(good: Path) -> None:
+    (good.parent / "results").mkdir()
+    (good.parent / "results" / "old.h5").touch()
+    check(good)
+    assert [path.name for path in (good.parent / "results").iterdir()] == ["old.h5"]
+
+
+def test_results_that_catch_up_would_not_find_are_a_warning(good: Path) -> None:
+    def warnings() -> list[str]:
+        return [line for line in check(good) if "warning" in line]
+
+    text = good.read_text()
+    for other, many in (("elsewhere", 1), ("results", 0), ("results/../results", 0)):
+        line = f'[sinks.zmq]\nresults_dir = "{good.parent}/{other}"'
+        good.write_text(text.replace("[sinks.zmq]", line))
+        assert len(warnings()) == many
+    good.write_text(text)  # the default is beside the configuration: another folder than that of the sink
+    assert warnings() == [
+        f"warning: sinks.zmq.results_dir is results and sinks.hdf5.folder is {good.parent}/results:"
+        " who asks for older results gets none; make them the same folder"
+    ]
+    good.write_text(text.replace("[sinks.zmq]", '[sinks.zmq]\ncatch_up = ""'))
+    assert warnings() == []  # nobody can ask
+
+
+@pytest.fixture
+def folder_of_images(tmp_path: Path) -> Path:
+    config = tmp_path / "config.toml"
+    config.write_text(
+        f"""
+[daemon]
+state_dir = "{tmp_path}/state"
+runtime_dir = "{tmp_path}/run"
+[streams.sem]
+source = {{type = "folder", path = "images"}}
+pipeline = {{type = "micrograph"}}
+"""
+    )
+    return config
+
+
+def said_of(config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(config.parent)  # the command changes to it
+    check_config(config)
+    return capsys.readouterr().out
+
+
+def test_a_source_that_is_not_there_yet_is_a_remark(
+    folder_of_images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = folder_of_images.parent / "images"
+    printed = said_of(folder_of_images, capsys, monkeypatch)
+    assert f"  remark: {images} does not exist yet: it is waited for\n" in printed
+    assert printed.endswith("config.toml: good\n")
+    images.mkdir()
+    assert "remark" not in said_of(folder_of_images, capsys, monkeypatch)
+    text = folder_of_images.read_text()
+    folder_of_images.write_text(text.replace('"images"', '"images/**/*.tif"'))
+    assert "remark" not in said_of(folder_of_images, capsys, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "source", ['type = "folder", path = "config.toml"', 'type = "replay", files = ["a.tif", "./config.toml"]']
+)
+def test_the_configuration_is_no_source(
+    folder_of_images: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = folder_of_images.read_text()
+    folder_of_images.write_text(text.replace('type = "folder", path = "images"', source))
+    monkeypatch.chdir(folder_of_images.parent)
+    with pytest.raises(
+        ConfigError, match=r"streams\.sem\.source\.\w+: .*config\.toml is this configuration file"
+    ):
+        check_config(Path("config.toml"))
+
+
 @pytest.mark.system
 def test_the_command_ends_with_good_or_with_one_line(good: Path) -> None:
     command = [sys.executable, "-m", "grainwatch", "check-config", str(good)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("config.toml: good, with 1 warning above\n")
+    same = f'[sinks.zmq]\nresults_dir = "{good.parent}/results"'
+    good.write_text(good.read_text().replace("[sinks.zmq]", same))
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.endswith("config.toml: good\n")
     good.write_text("x = 1\n")
