@@ -137,7 +137,11 @@ def test_what_lies_in_a_folder_is_left_alone(good: Path) -> None:
     assert [path.name for path in (good.parent / "results").iterdir()] == ["old.h5"]
 
 
-def test_results_that_catch_up_would_not_find_are_a_warning(good: Path) -> None:
+def test_results_that_catch_up_would_not_find_are_a_warning(
+    good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(good.parent)  # as the command does: relative folders count from the file
+
     def warnings() -> list[str]:
         return [line for line in check(good) if "warning" in line]
 
@@ -146,12 +150,14 @@ def test_results_that_catch_up_would_not_find_are_a_warning(good: Path) -> None:
         line = f'[sinks.zmq]\nresults_dir = "{good.parent}/{other}"'
         good.write_text(text.replace("[sinks.zmq]", line))
         assert len(warnings()) == many
-    good.write_text(text)  # the default is beside the configuration: another folder than that of the sink
+    good.write_text(text)
+    assert warnings() == []
+    good.write_text(text.replace("[sinks.zmq]", '[sinks.zmq]\nresults_dir = "/elsewhere"'))
     assert warnings() == [
-        f"warning: sinks.zmq.results_dir is results and sinks.hdf5.folder is {good.parent}/results:"
+        f"warning: sinks.zmq.results_dir is /elsewhere and sinks.hdf5.folder is {good.parent}/results:"
         " who asks for older results gets none; make them the same folder"
     ]
-    good.write_text(text.replace("[sinks.zmq]", '[sinks.zmq]\ncatch_up = ""'))
+    good.write_text(text.replace("[sinks.zmq]", '[sinks.zmq]\nresults_dir = "/elsewhere"\ncatch_up = ""'))
     assert warnings() == []  # nobody can ask
 
 
@@ -210,11 +216,10 @@ def test_the_configuration_is_no_source(
 def test_the_command_ends_with_good_or_with_one_line(good: Path) -> None:
     command = [sys.executable, "-m", "grainwatch", "check-config", str(good)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("config.toml: good, with 1 warning above\n")
-    same = f'[sinks.zmq]\nresults_dir = "{good.parent}/results"'
-    good.write_text(good.read_text().replace("[sinks.zmq]", same))
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.endswith("config.toml: good\n")
+    good.write_text(good.read_text().replace("[sinks.zmq]", '[sinks.zmq]\nresults_dir = "/elsewhere"'))
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("config.toml: good, with 1 warning above\n")
     good.write_text("x = 1\n")
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
