@@ -77,10 +77,16 @@ def read_map(
         streams = [_stream_table(file) for file in files]
         stream = files[0].stream
         measured = stored.filled if stored else len(results)
+        micrographs = sum(len(file.micrographs()["frame"]) for file in files)
     finally:
         for file in files:
             file.close()
     if stored is None and not results:
+        if micrographs:
+            raise ConfigError(
+                f"map: {words}: holds {micrographs} micrograph{'s' * (micrographs > 1)} and no map: maps show"
+                " orientations, which only Laue frames have"
+            )
         raise ConfigError(f"map: {words}: holds no results")
     found = {c.material for r in results.values() for c in r.crystals} | (
         {point.material for point in stored.points} if stored else set()
