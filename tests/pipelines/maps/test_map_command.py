@@ -210,12 +210,12 @@ def test_errors_say_what_is_wrong(
     none = write(tmp_path / "none", [replace(r, crystals=()) for r in results])
     assert "240 frames, and no crystal was indexed in any of them" in wrong(none)
     assert "holds no results" in wrong(write(tmp_path / "empty", []))
-    images = [synthetic_micrograph(n, np.random.default_rng(n), series_uid=UID) for n in range(3)]
+    rng = np.random.default_rng(0)
+    images = [synthetic_micrograph(n, rng, seq=n + 1, series_uid=UID) for n in range(3)]
     assert "holds 3 micrographs and no map" in wrong(write(tmp_path / "sem", images))
     assert "holds 1 micrograph and no map" in wrong(write(tmp_path / "one", images[:1]))
     nowhere = write(tmp_path / "nowhere", [replace(r, grid_index=None) for r in results], config_text="")
     assert "the series is no scan" in wrong(nowhere)
-    rng = np.random.default_rng(0)
     scattered = [
         replace(r, grid_index=None, position_um=tuple(rng.uniform(0, 50, 2).tolist())) for r in results
     ]
