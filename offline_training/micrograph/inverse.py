@@ -69,7 +69,7 @@ class ConditionLaw:
         Coefficients of 1, u of the logarithm of the standard deviations.
     correlation : (2, 2) float64
         Of what remains.
-    doubt : (2, 3, 3) float64
+    doubt : (2, 3, 2, 3) float64
         Covariance of the coefficients of fraction and of free path.
     """
 
@@ -110,7 +110,8 @@ class ConditionLaw:
         log_deviation[0] += 0.5 * np.log(np.mean(unit**2, axis=0))
         # White's covariance (Econometrica 48, 817, 1980): the scatter is not the same everywhere.
         inverse = np.linalg.inv(basis.T @ basis)
-        doubt = np.einsum("ij,nj,nq,nk,kl->qil", inverse, basis, rest**2, basis, inverse, optimize=True)
+        pulls = rest[:, :, None] * (basis @ inverse)[:, None, :]
+        doubt = np.einsum("nqi,nrl->qirl", pulls, pulls)
         return cls((low, high), mean, log_deviation, np.corrcoef(rest, rowvar=False), doubt)
 
     def off(self, values: npt.ArrayLike, measures: FloatArray, images: IntArray) -> FloatArray:
@@ -127,8 +128,9 @@ class ConditionLaw:
 
         Returns
         -------
-        (2,) float64
-            Root mean square of an image's fraction, and of the logarithm of its free path. For `ask`.
+        (2, 2) float64
+            Mean square of an image's fraction and of the logarithm of its free path, and their mean product:
+            for `ask`.
 
         Raises
         ------
@@ -143,13 +145,17 @@ class ConditionLaw:
             raise ValueError("no held-out image has two patches with a boundary")
         mean, _ = self._expected(_unit(values[good], self.range))
         rest = np.stack([measures[good, 0], np.log(measures[good, 1])], axis=1) - mean
-        sums = np.stack([np.bincount(place, column) for column in rest.T], axis=1)
-        squares = np.stack([np.bincount(place, column**2) for column in rest.T], axis=1)
+        own = np.stack([np.bincount(place, column) / counts for column in rest.T], axis=1)
         of = counts >= 2
-        n = counts[of, None]
-        within = (squares[of] - sums[of] ** 2 / n) / (n - 1)
-        between = (sums[of] / n) ** 2 - within / n
-        return np.sqrt(np.maximum(between.mean(axis=0), 0.0))
+        inside = (rest - own[place])[of[place]]
+        each = counts[of]
+        # What patches of an image scatter by leaves its mean uncertain: that is counted in `ask` already.
+        weights = 1.0 / (each * (each - 1))
+        chance = np.einsum("ni,nj,n->ij", inside, inside, _each(weights, of, place))
+        products = (own[of].T @ own[of] - chance) / of.sum()
+        # Chance alone can leave less than nothing.
+        found, axes = np.linalg.eigh(products)
+        return np.asarray((axes * np.maximum(found, 0.0)) @ axes.T)
 
     def _expected(self, u: FloatArray) -> tuple[FloatArray, FloatArray]:
         # Of a patch under each condition: means and standard deviations, (n, 2) each.
@@ -171,7 +177,7 @@ class ConditionLaw:
             Arithmetic means over the patches.
         patches : int
             Of one image, or of several.
-        off : (2,) float64, optional
+        off : (2, 2) float64, optional
             See the method `off`; None takes what the model draws for what images show.
 
         Raises
@@ -188,15 +194,13 @@ class ConditionLaw:
         # The mean of free paths is not the free path of the mean logarithm.
         mean[:, 1] += 0.5 * scatter[:, 1] ** 2 * (1.0 - 1.0 / patches)
         basis = np.stack([np.ones_like(u), u, u * u], axis=1)
-        variance = scatter**2 / patches + np.einsum("gi,qij,gj->gq", basis, self.doubt, basis)
-        if off is not None:
-            variance = variance + np.square(off)
-        deviation = np.sqrt(variance)[:, which]
+        both = np.ix_(range(len(u)), which, which)
+        covariance = scatter[:, :, None] * self.correlation * scatter[:, None, :] / patches
+        covariance += np.einsum("gi,qirl,gl->gqr", basis, self.doubt, basis, optimize=True)
+        covariance = (covariance if off is None else covariance + off)[both]
         far = np.array([v for _, v in given]) - mean[:, which]
-        unit = far / deviation
-        inverse = np.linalg.inv(self.correlation[np.ix_(which, which)])
-        square = np.einsum("gi,ij,gj->g", unit, inverse, unit)
-        log_density = -0.5 * square - np.log(deviation).sum(axis=1)
+        square = np.einsum("gi,gij,gj->g", far, np.linalg.inv(covariance), far)
+        log_density = -0.5 * (square + np.linalg.slogdet(covariance)[1])
         density = np.exp(log_density - log_density.max())
         least, greatest = self.range
         grid = least + (u + 1.0) / 2.0 * (greatest - least)
@@ -221,7 +225,7 @@ def judge_law(
     Parameters
     ----------
     law : ConditionLaw
-    off : (2,) float64
+    off : (2, 2) float64
         Measured on other images than these.
     values, measures, images
         As for `ConditionLaw.off`.
@@ -287,6 +291,13 @@ def _shortest(grid: FloatArray, cumulated: FloatArray, share: float = 0.9) -> tu
     ends = np.concatenate([np.interp(cumulated[first] + share, cumulated, grid), grid[last]])
     best = int(np.argmin(ends - starts))
     return float(starts[best]), float(ends[best])
+
+
+def _each(weights: FloatArray, of: npt.NDArray[np.bool_], place: IntArray) -> FloatArray:
+    # Of each patch the weight of its image; of images that `of` leaves out there are none.
+    spread = np.zeros(len(of))
+    spread[of] = weights
+    return np.asarray(spread[place][of[place]])
 
 
 def _unit(values: FloatArray, over: tuple[float, float]) -> FloatArray:
