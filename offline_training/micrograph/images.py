@@ -38,6 +38,7 @@ class ImageSet:
     Attributes
     ----------
     names : tuple of str
+        Of the files; of a page of one that has several, "name.tif#2", counted from 0.
     images : tuple of (rows, columns) uint8 arrays
         Without data bar, filtered, not matched.
     groups : tuple of str
@@ -84,16 +85,25 @@ class ImageSet:
             f"{one} and {other} show the same place: they are taken as one group"
             for one, other in self.about.get("same_place", ())
         ]
+        remarks += [
+            f"{_listed(names)} are equal: they are one group, whatever is said of them"
+            for names in self.about.get("equal", ())
+        ]
         if not self.about.get("compared_for_overlaps", True):
             remarks.append("not looked for images that show the same place: groups have to tell them apart")
+        if pages := self.about.get("pages", ()):
+            told = _listed([f"{name} has {count}" for name, count in pages])
+            remarks.append(
+                f"several pages: {told}; each is an image with the labels of its file, and those of a file"
+                " are one group"
+            )
+        if other := self.about.get("pages_left_out", ()):
+            remarks.append(f"left out, of another size than the first page of the file: {_listed(other)}")
         return remarks
 
     def digests(self, images: IntArray) -> list[str]:
         """Return short hashes of some images: the same image under another name is known by it."""
-        return [
-            hashlib.sha256(repr(self.images[i].shape).encode() + self.images[i].tobytes()).hexdigest()[:16]
-            for i in images
-        ]
+        return [_digest(self.images[i]) for i in images]
 
     def matched(self, reference: ReferenceHistogram | None) -> tuple[ByteImage, ...]:
         """Return the images as networks see them."""
@@ -127,7 +137,8 @@ def load_images(
     pixel_size_um : float, optional
         Of images that do not say it.
     overlaps : bool
-        Whether images that show the same place become one group; of more than `MOST_IMAGES` none do.
+        Whether images that show the same place become one group; of more than `MOST_IMAGES` none do. Equal
+        images always do.
     seed : int
         Of synthetic images.
 
@@ -161,29 +172,37 @@ def load_images(
         raise ValueError(f"{labels}: {absent[0]} is not in {folder} ({len(absent)} of {len(told.files)})")
     if group:
         told = replace(told, groups=tuple(_group(name, group) for name in told.files))
-    images, acquisitions, statistics = [], [], []
-    for name in told.files:
-        image, acquisition, numbers = _read(folder / name, preparation, pixel_size_um)
-        images.append(image)
-        acquisitions.append(acquisition)
-        statistics.append(numbers)
-    compared = overlaps and len(images) <= MOST_IMAGES
-    pairs = overlapping(images) if compared else []
+    read = [_read(folder / name, preparation, pixel_size_um) for name in told.files]
+    # One row an image from here on: a file may have given several.
+    of_file = np.repeat(np.arange(len(read)), [len(pages) for pages, _ in read])
+    names = [page.name for pages, _ in read for page in pages]
+    images = [page.image for pages, _ in read for page in pages]
+    groups = tuple(told.groups[i] for i in of_file)
+    equal = _equal(images)
+    different = [numbers[0] for numbers in equal]
+    compared = overlaps and len(different) <= MOST_IMAGES
+    pairs = overlapping([images[i] for i in different]) if compared else []
+    places = [(different[i], different[j]) for i, j in pairs]
+    copies = [(numbers[0], copy) for numbers in equal for copy in numbers[1:]]
     about = {
         "synthetic": False,
         "folder": _called(folder.resolve()),
         "images": len(images),
         "not_labelled": len(files) - len(set(files) & set(told.files)),
         "compared_for_overlaps": compared,
-        "same_place": [[told.files[i], told.files[j]] for i, j in pairs if told.groups[i] != told.groups[j]],
+        "same_place": [[names[i], names[j]] for i, j in places if groups[i] != groups[j]],
+        "equal": [[names[i] for i in numbers] for numbers in equal if len({groups[i] for i in numbers}) > 1],
+        "pages": [[name, len(p)] for name, (p, _) in zip(told.files, read, strict=True) if len(p) > 1],
+        "pages_left_out": [name for _, left_out in read for name in left_out],
     }
+    conditions = told.conditions
     return ImageSet(
-        told.files,
+        tuple(names),
         tuple(images),
-        joined(told.groups, pairs),
-        tuple(acquisitions),
-        np.array(statistics),
-        told.conditions,
+        joined(groups, copies + places),
+        tuple(page.acquisition for pages, _ in read for page in pages),
+        np.array([page.statistics for pages, _ in read for page in pages]),
+        None if conditions is None else replace(conditions, values=conditions.of(of_file)),
         about,
     )
 
@@ -214,16 +233,51 @@ def synthetic_images(
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Page:
+    name: str
+    image: ByteImage
+    acquisition: Acquisition
+    statistics: npt.NDArray[np.float64]
+
+
 def _read(
     path: Path, preparation: PreparationParameters, pixel_size_um: float | None
-) -> tuple[ByteImage, Acquisition, npt.NDArray[np.float64]]:
+) -> tuple[list[_Page], list[str]]:
+    """Return the images of a file, and the names of pages that are left out.
+
+    Pages of another size than the first are pictures of it for a quick view, or something else: what the file
+    says of the pixel size does not hold for them.
+    """
+    pages: list[_Page] = []
+    left_out: list[str] = []
+    first: tuple[int, int] | None = None
     try:
-        found = next(iter(open_images(path, colour=True)))
-        acquisition = read_acquisition(path, (found.pixels.shape[0], found.pixels.shape[1]))
-        prepared = prepare(found.pixels, preparation, acquisition)
+        for found in open_images(path, colour=True):
+            name = path.name if not found.of_stack else f"{path.name}#{found.index}"
+            shape = (found.pixels.shape[0], found.pixels.shape[1])
+            if first is None:
+                first, acquisition = shape, read_acquisition(path, shape)
+            if shape != first:
+                left_out.append(name)
+            else:
+                pages.append(
+                    _prepared(path.with_name(name), found.pixels, preparation, acquisition, pixel_size_um)
+                )
     except BadFrame as error:
         said = str(error)
         raise ValueError(said if str(path) in said else f"{path}: {said}") from error
+    return pages if len(pages) > 1 else [replace(pages[0], name=path.name)], left_out
+
+
+def _prepared(
+    path: Path,
+    pixels: npt.NDArray[Any],
+    preparation: PreparationParameters,
+    acquisition: Acquisition,
+    pixel_size_um: float | None,
+) -> _Page:
+    prepared = prepare(pixels, preparation, acquisition)
     if prepared.statistics is None or ONE_GREY in prepared.flags:
         raise ValueError(f"{path}: shows nothing ({', '.join(prepared.flags)}); take it out")
     if min(prepared.filtered.shape) < preparation.patch_px:
@@ -234,7 +288,29 @@ def _read(
         )
     if acquisition.pixel_size_um is None and pixel_size_um is not None:
         acquisition = replace(acquisition, pixel_size_um=pixel_size_um, source="--pixel-size-um")
-    return prepared.filtered, acquisition, prepared.statistics.vector()
+    return _Page(path.name, prepared.filtered, acquisition, prepared.statistics.vector())
+
+
+def _digest(image: ByteImage) -> str:
+    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()[:16]
+
+
+def _equal(images: Sequence[ByteImage]) -> list[list[int]]:
+    """Return the numbers of the images in order, those that are equal together."""
+    found: dict[str, list[int]] = {}
+    for number, image in enumerate(images):
+        found.setdefault(_digest(image), []).append(number)
+    return list(found.values())
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names as one says them, of many the first ones.
+
+    >>> _listed(["a"]), _listed(["a", "b", "c"]), _listed(list("abcdefgh"))
+    ('a', 'a, b and c', 'a, b, c, d and 4 others')
+    """
+    shown = [*names[:4], f"{len(names) - 4} others"] if len(names) > 5 else list(names)
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
 def _called(folder: Path) -> str:
@@ -295,7 +371,7 @@ def part_images(images: ImageSet, held_out: Sequence[str] = (), seed: int = 0) -
     """
     groups = images.groups
     known = sorted(set(groups))
-    why = f" ({'; '.join(images.remarks[:3])}; --no-overlaps leaves groups as told)" if images.remarks else ""
+    why = f" ({'; '.join(images.remarks[:3])}; --no-overlaps joins equal ones only)" if images.remarks else ""
     if len(known) < 2:
         raise ValueError(
             f"all images are of one group ({known[0]}): nothing could be held out; give images of another"

@@ -11,7 +11,7 @@ from PIL import Image
 from offline_training.micrograph.images import ImageSet, load_images, part_images, synthetic_images
 from offline_training.micrograph.labels import read_labels
 from pipelines.micrograph.matching import ReferenceHistogram
-from pipelines.micrograph.preparation import PreparationParameters
+from pipelines.micrograph.preparation import PreparationParameters, prepare
 from pipelines.micrograph.synthetic import MicrographSimulator
 
 SMALL = PreparationParameters(patch_px=32)
@@ -135,6 +135,40 @@ def test_groups_can_be_found_in_names(folder: Path) -> None:
         load_images(str(folder), SMALL, group="specimen")
     with pytest.raises(ValueError, match="is no regular expression"):
         load_images(str(folder), SMALL, group="(")
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_all_pages_of_a_tiff_file_are_images_of_its_group(folder: Path, colour: bool) -> None:
+    pages = [sample.image for sample in MicrographSimulator(shape=(48, 64), seed=8).samples(0, 4)]
+    shown = [Image.fromarray(page).convert("RGB" if colour else "L") for page in pages]
+    shown[0].save(folder / "stack.tif", save_all=True, append_images=shown[1:])
+    labels = _labels(folder, "file,rate\nspot0_0.png,-2\nstack.tif,1.5\nspot0_1.jpg,3\n")
+    images = load_images(str(folder), SMALL, labels=labels)
+    assert images.names == (
+        "spot0_0.png",
+        *(f"stack.tif#{number}" for number in range(4)),
+        "spot0_1.jpg",
+    )
+    assert images.groups == ("spot0_0.png", *["stack.tif"] * 4, "spot0_1.jpg")
+    assert images.conditions is not None
+    assert images.conditions.values.tolist() == [[-2.0], *[[1.5]] * 4, [3.0]]
+    assert images.statistics.shape == (6, 6)
+    assert len(images.acquisitions) == images.about["images"] == 6
+    for page, image in zip(pages, images.images[1:5], strict=True):
+        np.testing.assert_array_equal(image, prepare(page, SMALL).filtered)
+    assert images.remarks == [
+        "several pages: stack.tif has 4; each is an image with the labels of its file, and those of a file"
+        " are one group"
+    ]
+    assert part_images(images, ["stack.tif"]).judged.tolist() == [1, 2, 3, 4]
+
+
+def test_a_small_copy_in_a_tiff_file_is_no_image(folder: Path) -> None:
+    whole = Image.fromarray(MicrographSimulator(shape=(96, 128), seed=8).sample(0).image)
+    whole.save(folder / "previewed.tif", save_all=True, append_images=[whole.resize((64, 48))])
+    images = load_images(str(folder), SMALL)
+    assert images.images[images.names.index("previewed.tif")].shape == (96, 128)
+    assert images.remarks == ["left out, of another size than the first page of the file: previewed.tif#1"]
 
 
 def _synthetic(count: int) -> ImageSet:
