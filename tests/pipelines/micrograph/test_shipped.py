@@ -38,9 +38,9 @@ def test_both_say_what_they_were_calibrated_on(analyses: dict[str, MicrographAna
     assert nickel.novelty is not None
     assert synthetic.novelty is not None
     assert (nickel.novelty.held_out.by_source, synthetic.novelty.held_out.by_source) == (False, True)
-    # All candidates stand for all of its 100 images, each of a place of its own.
+    # All candidates stand for all of its 200 images, each of a place of its own.
     assert synthetic.novelty.held_out.has_candidate is None
-    assert len(set(synthetic.novelty.held_out.sources.tolist())) == 100
+    assert len(set(synthetic.novelty.held_out.sources.tolist())) == 200
 
 
 @pytest.mark.parametrize("name", SHIPPED)
