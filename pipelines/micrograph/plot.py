@@ -155,7 +155,7 @@ def _codes(axes: Axes, coded: Fingerprint, found: ImageAnalysis, grid: PatchGrid
 def _posterior(axes: Axes, posterior: ProcessPosterior) -> None:
     axes.bar(range(len(posterior.candidates)), posterior.probability, color=_BAR)
     axes.axhline(1.0 / len(posterior.candidates), color=_QUIET, lw=0.8, ls=":")
-    axes.set_xticks(range(len(posterior.candidates)), [_literal(each) for each in posterior.candidates])
+    axes.set_xticks(range(len(posterior.candidates)), [_literal(each) for each in _labels(posterior)])
     if len(posterior.candidates) > 8:
         axes.tick_params(axis="x", labelrotation=60)
     axes.set_ylim(0, 1)
@@ -170,6 +170,15 @@ def _posterior(axes: Axes, posterior: ProcessPosterior) -> None:
         for bar in axes.patches:
             bar.set_alpha(0.3)
     axes.set_title(words, fontsize=9, color=colour)
+
+
+def _labels(posterior: ProcessPosterior) -> Sequence[str]:
+    # As many decimals as tell neighbours apart: all of them would not fit beside each other.
+    if len(posterior.values) < 2:
+        return posterior.candidates
+    step = float(np.diff(np.asarray(posterior.values)).min())
+    decimals = 1 - math.floor(math.log10(step)) if step > 0.0 else 0
+    return [f"{value:.{max(decimals, 0)}f}" for value in posterior.values]
 
 
 def _novelty(axes: Axes, novelty: Novelty, neighbours: Sequence[Neighbour]) -> None:
