@@ -69,8 +69,8 @@ class DriftTable(Table, frozen=True, kw_only=True):
         Images that are averaged into one value, for streams whose images resemble those just before.
     start : str
         "stream": what comes first, about a hundred images, is how images should be; "model": those that the
-        first bundle was calibrated with are, where it has them, which suits short sessions. A stream that shows
-        one of many conditions of these raises the alarm at once.
+        first bundle was calibrated with are, where it has them, which suits short sessions. A stream that
+        shows one of many conditions of these raises the alarm at once.
     """
 
     on: bool = True
