@@ -10,6 +10,7 @@ import glob
 import gzip
 import itertools
 import logging
+import os
 import re
 import shutil
 import tempfile
@@ -28,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.frame import BadFrame
+from pipelines.micrograph.tiff_tags import is_tiff, read_tags
 from pipelines.pictures import picture_kind, read_pictures
 
 #: Compression filters that HDF5 stacks of detectors need; importing the package registers them.
@@ -36,6 +38,9 @@ HDF5_FILTERS: Final[str] = hdf5plugin.PLUGIN_PATH
 _SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
 _PACKED: Final[Mapping[str, Callable[..., Any]]] = {".gz": gzip.open, ".bz2": bz2.open}
 _NUMBERED: Final = re.compile(r"data_\d+")
+_SECOND_READER: Final = re.compile(r"with PIL: (.+)")
+_UNIDENTIFIED: Final = re.compile(r"^(Fabio could not|cannot) identify ")
+_UNREAD: Final = re.compile(r" \(\d+ bytes not processed\)")
 _TIME_KEYS: Final = (
     "time_of_day",
     "acquire_timestamp",
@@ -214,9 +219,11 @@ def _plain_images(file: str, first: int, colour: bool) -> Iterator[FileImage]:
     with tempfile.TemporaryDirectory(prefix="grainwatch-") as folder:
         path = _unpacked(file, Path(folder))
         try:
-            kind = picture_kind(path)
+            kind, size = picture_kind(path), os.stat(path).st_size
         except OSError as error:
             raise BadFrame(f"{file}: cannot be read: {error.strerror}") from error
+        if not size:
+            raise BadFrame(f"{file}: cannot be read as an image: the file is empty")
         if kind:
             yield from _pictures(path, kind, file, first, colour)
             return
@@ -262,12 +269,12 @@ def _unpacked(file: str, folder: Path) -> str:
 
 
 def _fabio_open(path: str, file: str) -> Any:
-    with _reader_complaints(file):
+    with _reader_complaints(file, path):
         image = fabio.open(path)
         if getattr(image, "incomplete_file", False):
             raise BadFrame("the file ends before its pixels do")
         if image.data is None:
-            raise BadFrame("holds no pixels")
+            raise BadFrame("the file holds no pixels")
     return image
 
 
@@ -280,8 +287,11 @@ def _fabio_frame(image: Any, number: int, file: str) -> Any:
 
 
 @contextmanager
-def _reader_complaints(label: str) -> Iterator[None]:
-    """Turn whatever a reader raises, logs and warns into one `BadFrame`, or log lines of our own."""
+def _reader_complaints(label: str, path: str = "") -> Iterator[None]:
+    """Turn whatever a reader raises, logs and warns into one `BadFrame`, or log lines of our own.
+
+    `path` is the plain file that is read, where it is known.
+    """
     collected = _Collector()
     logger = logging.getLogger("fabio")
     propagate, logger.propagate = logger.propagate, False
@@ -292,13 +302,27 @@ def _reader_complaints(label: str) -> Iterator[None]:
             yield
     except Exception as error:
         # Readers of thirty formats raise what they like on a damaged file.
-        said = [str(error), *collected.messages]
-        raise BadFrame(f"{label}: cannot be read as an image: {'; '.join(said)}") from error
+        why = _why([str(error), *collected.messages], path)
+        raise BadFrame(f"{label}: cannot be read as an image: {why}") from error
     finally:
         logger.removeHandler(collected)
         logger.propagate = propagate
     for message in [*collected.messages, *(str(w.message) for w in warned)]:
         _log.warning("%s: %s", label, message)
+
+
+def _why(said: list[str], path: str) -> str:
+    """Return what is wrong with a file in one clause, of all that its reader says."""
+    if path and is_tiff(path):
+        try:
+            read_tags(path, ())
+        except BadFrame:
+            return "the file ends before its first page is described"
+        # fabio tries two libraries for TIFF files and complains of both; the second one says what is wrong.
+        said = [found[1] for text in said if (found := _SECOND_READER.search(text))] or said
+    if any(_UNIDENTIFIED.search(text) for text in said):
+        return "its format is not known"
+    return "; ".join(_UNREAD.sub("", text) for text in said if text)
 
 
 class _Collector(logging.Handler):

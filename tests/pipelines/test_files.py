@@ -16,6 +16,7 @@ import h5py
 import hdf5plugin
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipelines.files import expand, hdf5_writer, natural_key, open_images, read_images
 from pipelines.frame import BadFrame
@@ -246,6 +247,35 @@ def test_damaged_files_are_named(damaged: Path, name: str, capfd: pytest.Capture
     with pytest.raises(BadFrame, match=name.replace(".", r"\.")):
         list(read_images(damaged / name))
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("short.tif", "image file is truncated"),
+        ("head.tif", "the file ends before its first page is described"),
+        ("short.edf", "the file ends before its pixels do"),
+        ("empty.tif", "the file is empty"),
+        ("empty.png", "the file is empty"),
+        ("text.txt", "its format is not known"),
+        ("text.png", "its format is not known"),
+        ("lzw.tif", "the file ends before its first page is described"),
+        ("magic.tif", "the file ends before its first page is described"),
+        ("short.png", "image file is truncated"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_clause(damaged: Path, name: str, why: str) -> None:
+    picture = Image.fromarray(PIXELS.astype(np.uint8))
+    picture.save(damaged / "short.png")
+    picture.save(damaged / "lzw.tif", compression="tiff_lzw")
+    for made in (damaged / "short.png", damaged / "lzw.tif"):
+        made.write_bytes(made.read_bytes()[: made.stat().st_size // 2])
+    (damaged / "empty.png").touch()
+    (damaged / "text.png").write_text("hello")
+    (damaged / "magic.tif").write_bytes(b"II*\0")
+    with pytest.raises(BadFrame) as refused:
+        list(read_images(damaged / name))
+    assert str(refused.value) == f"{damaged / name}: cannot be read as an image: {why}"
 
 
 def test_natural_order_of_folders_and_patterns(tmp_path: Path) -> None:
