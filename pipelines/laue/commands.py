@@ -21,6 +21,7 @@ from pipelines.frame import BadFrame
 from pipelines.laue.analysis import FrameAnalysis, LaueAnalysis
 from pipelines.laue.lauetools_files import read_cor, read_dat
 from pipelines.laue.pipeline import Config, model_of, open_analysis
+from pipelines.telling import failure, picture_path
 
 _PEAK_LISTS = {".cor": read_cor, ".dat": read_dat}
 _OPTIONS = {
@@ -107,11 +108,13 @@ def index(
                     line = _line(label, outcome, spots, model)
                 else:
                     failed += 1
-                    print(f"{label}: failed: {outcome}", file=sys.stderr)
+                    print(failure(label, str(outcome)), file=sys.stderr)
                     line = {"path": label, "error": str(outcome)}
                 print(json.dumps(line, allow_nan=False), file=out, flush=True)
                 if plot is not None and isinstance(outcome, FrameAnalysis):
-                    _plot(analysis, outcome, image, label, plot, frames, len(paths))
+                    target = picture_path(plot, frames - failed, only=len(paths) == frames == 1)
+                    _plot(analysis, outcome, image, label, target)
+                    print(f"{target}: picture of {label}", file=sys.stderr)
     finally:
         if out is not sys.stdout:
             out.close()
@@ -209,13 +212,10 @@ def _plot(
     found: FrameAnalysis,
     image: npt.NDArray[Any] | None,
     label: str,
-    path: Path,
-    number: int,
-    n_files: int,
+    target: Path,
 ) -> None:
     from pipelines.laue.plot import plot_frame
 
-    target = path if n_files == 1 and number == 1 else path.with_stem(f"{path.stem}-{number:04d}")
     try:
         plot_frame(analysis, found, image, Path(label).name, target)
     except OSError as error:

@@ -48,6 +48,7 @@ FLAGS: Final = frozenset(
 """All of them."""
 
 _TOLERANCE: Final = 0.01
+_SILENCE: Final = ": says nothing of how it was taken"
 _SIDECAR_BYTES: Final = 1 << 20
 _TIFF_SUFFIXES: Final = (".tif", ".tiff")
 _PHOTOMETRIC: Final = 262
@@ -177,11 +178,21 @@ def read_statements(path: str | Path) -> FileStatements:
     return _read(Path(path))[0]
 
 
+def is_silence(remark: str) -> bool:
+    """Return whether a remark is that of `silence`."""
+    return _SILENCE in remark
+
+
+def differ(one_um: float, other_um: float) -> bool:
+    """Return whether two sizes of a pixel are not the same."""
+    return vendors.conflicts(one_um, other_um, _TOLERANCE)
+
+
 def silence(path: str | Path) -> str:
     """Return the remark upon a file that says nothing."""
     file = Path(path)
     return (
-        f"{file}: says nothing of how it was taken, and neither {file.stem}.txt (Hitachi, JEOL) nor"
+        f"{file}{_SILENCE}, and neither {file.stem}.txt (Hitachi, JEOL) nor"
         f" {file.stem}-{file.suffix[1:] or 'tif'}.hdr (Tescan) lies beside it"
     )
 

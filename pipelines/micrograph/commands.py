@@ -18,12 +18,13 @@ from grainwatch.messages import FrameKey, Neighbour, to_builtins
 from grainwatch.words import micrograph_words
 from pipelines.files import FileImage, expand, open_images, reason
 from pipelines.frame import BadFrame, Frame, PlainImage
-from pipelines.micrograph.acquisition import silence
+from pipelines.micrograph.acquisition import differ, is_silence
 from pipelines.micrograph.analysis import ImageAnalysis, MicrographAnalysis
-from pipelines.micrograph.frame_acquisition import AcquisitionTable, acquisition_of, file_metadata
+from pipelines.micrograph.frame_acquisition import CONFIGURED, AcquisitionTable, acquisition_of, file_metadata
 from pipelines.micrograph.morphology import Phase
 from pipelines.micrograph.neighbours import Neighbours
 from pipelines.micrograph.pipeline import Config, model_of, open_analysis
+from pipelines.telling import failure, picture_path
 
 _NEIGHBOURS = 5
 
@@ -34,6 +35,7 @@ class _Outcome:
 
     label: str
     found: ImageAnalysis | None
+    of_stack: bool = False
     neighbours: tuple[Neighbour, ...] = ()
     problem: str = ""
     seconds: float = 0.0
@@ -100,6 +102,7 @@ def fingerprint(
     except OSError as error:
         raise ConfigError(f"fingerprint: --json {json_out}: {error.strerror}") from error
     known = Neighbours(_NEIGHBOURS)
+    silent: list[str] = []
     images = failed = 0
     try:
         for path in paths:
@@ -107,16 +110,27 @@ def fingerprint(
                 images += 1
                 if outcome.found is None:
                     failed += 1
-                    print(f"{outcome.label}: failed: {outcome.problem}", file=sys.stderr)
+                    print(failure(outcome.label, outcome.problem), file=sys.stderr)
                 else:
-                    _say(outcome, outcome.found)
+                    silent += _say(outcome, outcome.found)
                 line = _line(outcome, analysis, codes=codes)
                 print(json.dumps(_finite(line), allow_nan=False), file=out, flush=True)
                 if plot is not None and outcome.found is not None:
-                    _plot(outcome, outcome.found, plot, images, len(paths))
+                    only = len(paths) == 1 and not outcome.of_stack
+                    target = picture_path(plot, images - failed, only=only)
+                    _plot(outcome, outcome.found, target)
+                    print(f"{target}: picture of {outcome.label}", file=sys.stderr)
     finally:
         if out is not sys.stdout:
             out.close()
+    if len(silent) == 1:
+        print(silent[0], file=sys.stderr)
+    elif silent:
+        print(
+            f"{len(silent)} images: nothing says how they were taken, and neither NAME.txt (Hitachi, JEOL)"
+            " nor NAME-png.hdr (Tescan; png as the image's suffix) lies beside them",
+            file=sys.stderr,
+        )
     if failed:
         print(f"{failed} of {images} images failed", file=sys.stderr)
         raise typer.Exit(1)
@@ -134,14 +148,14 @@ def _analyse_file(
             try:
                 found = _analyse(analysis, image, said, table)
             except BadFrame as error:
-                yield _Outcome(image.label, None, problem=str(error))
+                yield _Outcome(image.label, None, image.of_stack, problem=str(error))
                 continue
             near: tuple[Neighbour, ...] = ()
             if found.fingerprints:
                 first = found.fingerprints[0]
                 vector = (first.vector if first.whitened is None else first.whitened).numpy()
                 near = known.of(FrameKey(image.label, "", image.index), vector)
-            yield _Outcome(image.label, found, near, seconds=time.perf_counter() - start)
+            yield _Outcome(image.label, found, image.of_stack, near, seconds=time.perf_counter() - start)
     except (OSError, ValueError) as error:
         yield _Outcome(path, None, problem=reason(error))
 
@@ -152,10 +166,15 @@ def _analyse(
     frame = Frame(
         FrameKey(image.label, "", image.index), PlainImage(image.pixels), metadata={**image.metadata, **said}
     )
-    taken = acquisition_of(frame, table)
-    if taken.pixel_size_um is not None:  # from --pixel-size-um: that the file is silent is known
-        quiet = silence(image.metadata["file"])
-        taken = replace(taken, remarks=tuple(remark for remark in taken.remarks if remark != quiet))
+    taken, asked = acquisition_of(frame, table), table.pixel_size_um
+    remarks = taken.remarks
+    if taken.source == CONFIGURED:  # from --pixel-size-um: that the file is silent is known
+        remarks = tuple(remark for remark in remarks if not is_silence(remark))
+    elif asked is not None and taken.pixel_size_um is not None and differ(asked, taken.pixel_size_um):
+        used = f"{taken.source} says that a pixel is {taken.pixel_size_um:g} um wide"
+        unused = f"--pixel-size-um {asked:g} is of files that do not say it, and is not used"
+        remarks = (*remarks, f"{image.metadata['file']}: {used}; {unused}")
+    taken = replace(taken, remarks=remarks)
     return analysis.analyse(image.pixels, taken)
 
 
@@ -216,15 +235,20 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _say(outcome: _Outcome, found: ImageAnalysis) -> None:
+def _say(outcome: _Outcome, found: ImageAnalysis) -> list[str]:
+    """Tell of an image all but that its file is silent; return that: a folder of such images is told once."""
     said = micrograph_words(found.morphology, found.posterior)
     if found.novelty is not None:
         said.append(f"typicality {found.novelty.typicality:.2g}")
     said += found.flags
     print(f"{outcome.label}: {', '.join(said)}; {outcome.seconds * 1e3:.0f} ms", file=sys.stderr)
+    silent = [remark for remark in found.remarks if is_silence(remark)]
     for remark in found.remarks:
+        if remark in silent:
+            continue
         named = remark.startswith(outcome.label.partition("#")[0])
         print(remark if named else f"{outcome.label}: {remark}", file=sys.stderr)
+    return silent
 
 
 def _check_plot(path: Path) -> None:
@@ -235,10 +259,9 @@ def _check_plot(path: Path) -> None:
         raise ConfigError(f"fingerprint: --plot {path}: {path.parent} is no folder")
 
 
-def _plot(outcome: _Outcome, found: ImageAnalysis, path: Path, number: int, n_files: int) -> None:
+def _plot(outcome: _Outcome, found: ImageAnalysis, target: Path) -> None:
     from pipelines.micrograph.plot import plot_micrograph
 
-    target = path if n_files == 1 and number == 1 else path.with_stem(f"{path.stem}-{number:04d}")
     try:
         plot_micrograph(found, outcome.neighbours, Path(outcome.label).name, target)
     except OSError as error:

@@ -52,6 +52,9 @@ KEYS: Final = (
 )
 """Names that metadata of a stream may use, and that the configuration may translate."""
 
+CONFIGURED: Final = "the configuration"
+"""`Acquisition.source` of a pixel size that neither file nor stream says."""
+
 _TEXTS: Final = frozenset({"detector", "vendor", "instrument"})
 _FIELDS: Final = {name: "pixel_um" if name == "pixel_size_um" else name for name in KEYS}
 _LONGEST: Final = 256
@@ -161,7 +164,7 @@ def _completed(found: Acquisition, table: AcquisitionTable, rows: int) -> Acquis
     changes["detector"] = found.detector or table.detector
     if found.pixel_size_um is None and table.pixel_size_um is not None:
         flags = tuple(flag for flag in found.flags if flag != PIXEL_SIZE_UNKNOWN)
-        changes |= {"pixel_size_um": table.pixel_size_um, "source": "the configuration", "flags": flags}
+        changes |= {"pixel_size_um": table.pixel_size_um, "source": CONFIGURED, "flags": flags}
     return replace(found, **changes)
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -89,6 +90,7 @@ def test_without_a_pixel_size_lengths_are_in_px(files: Path, tmp_path: Path) -> 
     assert line["model"]["name"] == "classical-morphology"
     assert (line["fingerprint"], line["posterior"], line["novelty"]) == ([], None, None)
     assert "says nothing of how it was taken" in found.stderr
+    assert f"{tmp_path}/one.png: picture of {files}/image_0.png\n" in found.stderr
     assert (tmp_path / "one.png").exists()
 
 
@@ -99,12 +101,58 @@ def test_a_bad_file_is_named_and_the_others_go_on(files: Path, tmp_path: Path) -
     out = tmp_path / "found.jsonl"
     found = run(files, files / "absent.tif", "--json", out, "--plot", tmp_path / "p.png")
     assert found.exit_code == 1
+    told = found.stderr.splitlines()
+    assert f"{files}/absent.tif: failed: cannot be read: No such file or directory" in told
+    # Each name once: the error begins with it, too.
+    assert all(line.count(f"{files}/image_0b.png") == 1 for line in told if "image_0b.png" in line)
+    # What failed leaves no hole among the pictures, and each is named beside its image.
+    assert [line for line in told if ": picture of " in line] == [
+        f"{tmp_path}/p-{number:04d}.png: picture of {files}/{name}.png"
+        for number, name in enumerate(("image_0", "image_0c", "image_1", "image_2"), start=1)
+    ]
+    assert len(list(tmp_path.glob("p-*.png"))) == 4
+    # That nothing says how they were taken is one line for all, and in the JSON of each.
+    assert [line for line in told if "how they were taken" in line] == [
+        "4 images: nothing says how they were taken, and neither NAME.txt (Hitachi, JEOL) nor NAME-png.hdr"
+        " (Tescan; png as the image's suffix) lies beside them"
+    ]
+    assert "says nothing of how it was taken" not in found.stderr
     said = {Path(line["file"]).name: line for line in lines(out)}
+    for name in ("image_0.png", "image_1.png"):
+        assert f"{name}: says nothing of how it was taken" in said[name]["remarks"][0]
     assert sorted(name for name, line in said.items() if "error" in line) == ["absent.tif", "image_0b.png"]
     assert "image_0b.png: failed: " in found.stderr
     assert "2 of 6 images failed" in found.stderr
     assert {"one_grey", "too_small"} <= set(said["image_0c.png"]["flags"])
     assert said["image_0c.png"]["mean_free_path"]["value"] is None
+
+
+def test_images_of_a_stack_have_pictures_with_numbers(files: Path, tmp_path: Path) -> None:
+    stack, picture = tmp_path / "stack.h5", tmp_path / "p.png"
+    with h5py.File(stack, "w") as file:
+        file["entry/data/data"] = np.stack([np.asarray(Image.open(path)) for path in sorted(files.iterdir())])
+    found = run(stack, "--json", tmp_path / "found.jsonl", "--plot", picture)
+    assert found.exit_code == 0, found.output
+    for number in range(3):
+        assert f"p-{number + 1:04d}.png: picture of {stack}::/entry/data/data#{number}\n" in found.stderr
+        assert (tmp_path / f"p-{number + 1:04d}.png").exists()
+    assert not picture.exists()
+
+
+def test_a_size_that_is_not_used_is_said(files: Path, tmp_path: Path) -> None:
+    # The file's own description is trusted more than what is said of all.
+    description = b"ImageJ=1.53\nunit=micron\n"
+    with Image.open(files / "image_0.png") as image:
+        image.save(files / "told.tif", tiffinfo={270: description.decode(), 282: 4.0, 283: 4.0})
+    for asked, said in ((0.5, True), (0.2501, False)):
+        out = tmp_path / "found.jsonl"
+        found = run(files / "told.tif", files / "image_0.png", "--json", out, "--pixel-size-um", asked)
+        assert found.exit_code == 0, found.output
+        told, silent = lines(out)
+        assert told["pixel_size_um"] == pytest.approx(0.25)
+        assert (told["remarks"] == []) is not said
+        assert (silent["pixel_size_um"], silent["remarks"]) == (asked, [])
+        assert ("says that a pixel is 0.25 um wide; --pixel-size-um 0.5 is of" in found.stderr) is said
 
 
 @pytest.mark.parametrize(
