@@ -360,6 +360,8 @@ def _alarm_values(
         shown = morphology(data.images.images[number], phase=data.preparation.phase, patch_px=data.patch_px)
         found = novelty.judge(image)
         codes = () if found.code_divergence_bits is None else (found.code_divergence_bits,)
-        rows.append([*data.images.statistics[number], shown.fraction, found.latent_distance, *codes])
+        # One grey has no phases; what follows the stream takes that for a fraction of 0, too.
+        fraction = shown.fraction if math.isfinite(shown.fraction) else 0.0
+        rows.append([*data.images.statistics[number], fraction, found.latent_distance, *codes])
     # The order of files is often that of specimens, and no time.
     return np.random.default_rng(_ALARM_SEED).permutation(np.array(rows))

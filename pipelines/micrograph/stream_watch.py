@@ -301,7 +301,9 @@ def _values(result: MicrographResult) -> Mapping[str, float]:
     if result.provenance.model.sha256 and not result.fingerprints:
         return {}  # too small for the network
     values = {name: float(getattr(result.statistics, name)) for name in STATISTICS}
-    values["fraction"] = result.morphology.fraction
+    # Without two phases there is no fraction; but a stream that goes black has changed.
+    fraction = result.morphology.fraction
+    values["fraction"] = fraction if np.isfinite(fraction) else 0.0
     if result.novelty is not None:
         values["latent_distance"] = result.novelty.latent_distance
         if result.novelty.code_divergence_bits is not None:

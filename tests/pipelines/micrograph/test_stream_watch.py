@@ -101,6 +101,23 @@ def test_an_image_is_not_its_own_neighbour_and_no_number_is_near() -> None:
     assert Neighbours(0).of(key(0), vector) == ()
 
 
+def test_a_stream_that_goes_black_has_changed() -> None:
+    rng = np.random.default_rng(4)
+    watch = StreamWatch(DriftTable(), 0)
+    follow(watch, [result(n, rng) for n in range(60)])
+    assert not watch.alarm
+    black = []
+    for number in range(60, 80):
+        found = result(number, rng)
+        assert found.morphology is not None
+        nothing = msgspec.structs.replace(found.morphology, fraction=float("nan"), free_path_px=float("nan"))
+        dark = ImageStatistics(0.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+        black.append(msgspec.structs.replace(found, morphology=nothing, statistics=dark))
+    seen, _ = follow(watch, black)
+    assert watch.alarm
+    assert [STREAM_CHANGED in each.flags for each in seen].index(True) < 10
+
+
 def test_a_stream_of_strange_images_is_not_simply_the_same() -> None:
     rng = np.random.default_rng(3)
     watch = StreamWatch(DriftTable(), 2)
