@@ -31,7 +31,7 @@ demo: $(INSTALLED) ## stream real and simulated Laue frames through a daemon; cr
 	@status=0; $(BIN)/grainwatch demo $(ARGS) || status=$$?; [ $$status -eq 130 ] || exit $$status
 
 # Tests that start processes have the machine to themselves, all others share its cores. With ARGS: pytest's own.
-test: lint warm ## all checks and all tests (25 minutes on 2 cores); ends with what was skipped
+test: lint warm ## all checks and all tests (20 to 30 minutes on 2 cores); ends with what was skipped
 	@$(BIN)/python tests/data/fetch.py || [ $$? -eq 3 ]
 ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)

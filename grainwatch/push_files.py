@@ -328,6 +328,7 @@ def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
     ['img_02', 'img_2', 'img_10']
     """
     parts = [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
+    # Without the name a2 and a02 would be equal, and stay in the order in which the file system lists them.
     return parts, name
 
 

@@ -28,6 +28,7 @@ import hdf5plugin
 import numpy as np
 import numpy.typing as npt
 
+from grainwatch.push_files import natural_key
 from pipelines.frame import BadFrame
 from pipelines.micrograph.tiff_tags import is_tiff, read_tags
 from pipelines.pictures import picture_kind, read_pictures
@@ -113,17 +114,6 @@ def expand(patterns: Iterable[str | Path]) -> list[str]:
             raise BadFrame(f"{pattern}: no file there")
         names += [f"{name}{colons}{dataset}" for name in sorted(found, key=natural_key)]
     return names
-
-
-def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
-    """Sort key that takes runs of digits as numbers, and parts names that differ in leading zeros.
-
-    >>> sorted(["img_10", "img_2", "img_02"], key=natural_key)
-    ['img_02', 'img_2', 'img_10']
-    """
-    parts = [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
-    # Without the name a2 and a02 would be equal, and stay in the order in which the file system lists them.
-    return parts, name
 
 
 def read_images(path: str | Path) -> Iterator[tuple[str, npt.NDArray[Any]]]:

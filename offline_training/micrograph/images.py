@@ -12,10 +12,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from grainwatch.push_files import natural_key
 from offline_training.micrograph.labels import Conditions, Labels, read_labels
 from offline_training.micrograph.overlaps import MOST_IMAGES, joined, overlapping
 from offline_training.micrograph.splits import GroupedFolds
-from pipelines.files import natural_key, open_images
+from pipelines.files import open_images
 from pipelines.frame import BadFrame
 from pipelines.micrograph.acquisition import Acquisition, read_acquisition
 from pipelines.micrograph.grey import ONE_GREY

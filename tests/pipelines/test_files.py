@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.files import expand, hdf5_writer, natural_key, open_images, read_images
+from grainwatch.push_files import natural_key
+from pipelines.files import expand, hdf5_writer, open_images, read_images
 from pipelines.frame import BadFrame
 
 PIXELS = np.arange(600, dtype=np.uint16).reshape(20, 30)

@@ -421,7 +421,7 @@ def _goes_on(file: WatchedFile, mark: Mark) -> bool:
 
 
 def _order(name: str) -> str:
-    # Text compares many times faster than the pairs of `pipelines.files.natural_key`.
+    # Text compares many times faster than the pairs of `grainwatch.push_files.natural_key`.
     return _DIGITS.sub(lambda number: number[0].zfill(20), name)
 
 

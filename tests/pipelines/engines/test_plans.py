@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import onnxruntime
 import pytest
 from testkit.bundles import redescribe, sign
 from testkit.networks import STAND_INS, surrogate, unknown_operator, vae
@@ -22,6 +21,7 @@ from pipelines.engines.builder import build_engine
 from pipelines.engines.bundle import Bundle, BundleError, load_bundle, write_bundle
 from pipelines.engines.cuda import Cuda, probe
 from pipelines.engines.flavours import EngineError, flavour_of
+from pipelines.engines.onnxruntime_session import import_onnxruntime
 from pipelines.engines.plan_cache import PlanKey, read_plan, write_plan
 from pipelines.engines.plans import Batch, Plan, build_plan
 from pipelines.engines.precision import in_precision
@@ -106,7 +106,7 @@ def test_half_precision_answers_as_single_does_but_for_its_digits() -> None:
     x = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
 
     def answers(model: bytes) -> np.ndarray:
-        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        session = import_onnxruntime().InferenceSession(model, providers=["CPUExecutionProvider"])
         return np.asarray(session.run(None, {"latent": x})[0])
 
     single = answers(surrogate())

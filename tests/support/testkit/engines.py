@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from pipelines.engines.bundle import MODEL, SCHEMA, SELF_TEST, Bundle, Description, load_bundle, write_bundle
 from pipelines.engines.engine import Arrays, Engine, EngineFailure, EngineInfo
+from pipelines.engines.onnxruntime_session import import_onnxruntime
 from pipelines.engines.tensors import Tensor
 
 Described = Mapping[str, tuple[str, list[int | str]]]
@@ -28,7 +28,7 @@ def bundle_of(
     **more: Any,
 ) -> Bundle:
     """Write a bundle whose self-test holds what ONNX Runtime answers to `given`; return it as it is read."""
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    session = import_onnxruntime().InferenceSession(model, providers=["CPUExecutionProvider"])
     answers = dict(zip(outputs, session.run(list(outputs), dict(given)), strict=True))
     stored = io.BytesIO()
     np.savez(stored, **given, **answers)  # type: ignore[arg-type]

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 from cuda.bindings import runtime as real
 
 from pipelines.engines.bundle import MODEL, Bundle
 from pipelines.engines.flavours import Flavour
+from pipelines.engines.onnxruntime_session import open_session
 from pipelines.engines.plans import Batch
 from pipelines.engines.tensors import ports_of
 
@@ -143,7 +143,7 @@ class Context:
     def __init__(self, card: Card, bundle: Bundle, batch: Batch) -> None:
         self._card, self._batch = card, batch
         self._ports = ports_of(bundle)
-        self._session = onnxruntime.InferenceSession(bundle.file(MODEL), providers=["CPUExecutionProvider"])
+        self._session = open_session(bundle.file(MODEL))
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
 
